@@ -1,0 +1,172 @@
+"""The run on a GPU machine that has no network: tests, accuracy, bench, report.
+
+    python scripts/gpu.py --out DIR [--step tests|accuracy|bench|report|all]
+
+Uses this interpreter and the checkout, never a virtual environment, never TRITON_INTERPRET. Each
+step ends within 9 minutes and goes on where it stopped when it is repeated: the state is in
+build/gpu. Whatever happened, OUT gets summary.txt and one archive of the state under 16 MiB.
+
+Exit code: 0 all asked for is done and passed, 1 something failed, 2 torch, triton or numpy is
+missing, 3 a step ran out of time and wants to be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from environment import CORE, ROOT, checkout_environment, missing
+
+STEPS = ("tests", "accuracy", "bench", "report")
+STEP_SECONDS = 500.0
+# what one file of an archive may add up to, in bytes, before compression is even tried
+ARCHIVE_BYTES = 15 * 2**20
+# as timeout(1) says it: pytest and the bench have a meaning of their own for 3
+UNFINISHED = 124
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command of a step came to: name, exit code (UNFINISHED too), wall time in s."""
+
+    name: str
+    code: int
+    seconds: float
+    note: str = ""
+
+
+def run(name: str, arguments: Sequence[str], log: Path, deadline: float) -> Outcome:
+    """Run this interpreter with `arguments` until `deadline` (time.monotonic), output to `log`."""
+    environment = checkout_environment(
+        {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    )
+    start = time.monotonic()
+    if start >= deadline:
+        return Outcome(name, UNFINISHED, 0.0, "not started: no time left")
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream
+        )
+        try:
+            code = process.wait(timeout=deadline - start)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = UNFINISHED
+    note = "out of time: repeat the step" if code == UNFINISHED else f"see {log.name}"
+    return Outcome(name, code, time.monotonic() - start, note if code else "")
+
+
+def run_tests(state: Path, deadline: float) -> list[Outcome]:
+    """One pytest per file, so that a repeated step starts at the first file without a verdict."""
+    if "pytest" in missing(["test"]):
+        return [Outcome("tests", 1, 0.0, "not run: pytest is missing")]
+    outcomes = []
+    folder = state / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        record = folder / f"{path.stem}.json"
+        if record.exists():
+            outcomes.append(Outcome(**json.loads(record.read_text(encoding="utf-8"))))
+            continue
+        verdict = folder / f"{path.stem}.xml"
+        arguments = ["-m", "pytest", str(path), "-q", f"--junitxml={verdict}"]
+        outcome = run(path.stem, arguments, folder / f"{path.stem}.log", deadline)
+        if outcome.code != UNFINISHED:
+            outcome = judge(outcome, verdict)
+            record.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        outcomes.append(outcome)
+    return outcomes
+
+
+def judge(outcome: Outcome, verdict: Path) -> Outcome:
+    """The outcome with the counts of pytest's own record; a file with no test at all passes."""
+    if not verdict.exists():
+        return outcome
+    suites = list(ElementTree.parse(verdict).iter("testsuite"))
+    names = ("tests", "failures", "errors", "skipped")
+    counts = {name: sum(int(suite.get(name, "0")) for suite in suites) for name in names}
+    note = ", ".join(f"{count} {name}" for name, count in counts.items())
+    # pytest exits with 5 where it collected nothing
+    return Outcome(outcome.name, 0 if outcome.code == 5 else outcome.code, outcome.seconds, note)
+
+
+def run_step(step: str, state: Path) -> list[Outcome]:
+    """Run one step within its time."""
+    deadline = time.monotonic() + STEP_SECONDS
+    if step == "tests":
+        return run_tests(state, deadline)
+    report = str(state / "report")
+    verbs = {
+        "accuracy": ["run", "--only", "accuracy", "--resume", "--out", report],
+        "bench": ["run", "--only", "speed", "--resume", "--out", report],
+        "report": ["report", report],
+    }
+    return [run(step, ["-m", "tritonbn_bench", *verbs[step]], state / f"{step}.log", deadline)]
+
+
+def describe_machine() -> list[str]:
+    """Lines that say which GPU, which versions, and what is absent."""
+    import torch
+    import triton
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU is seen"
+    absent = ", ".join(missing(["report", "test"])) or "nothing"
+    return [
+        f"gpu: {gpu}",
+        f"python {sys.version.split()[0]}, torch {torch.__version__}, triton {triton.__version__}",
+        f"missing: {absent}",
+    ]
+
+
+def deliver(out: Path, state: Path, lines: Sequence[str]) -> None:
+    """Write summary.txt and the archive of `state`; what would break the limit is named."""
+    out.mkdir(parents=True, exist_ok=True)
+    left_out, total = [], 0
+    files = [path for path in state.rglob("*") if path.is_file()]
+    with tarfile.open(out / "tritonbn-gpu.tar.gz", "w:gz") as archive:
+        for path in sorted(files, key=lambda path: (path.stat().st_size, path)):
+            total += path.stat().st_size
+            if total > ARCHIVE_BYTES:
+                left_out.append(f"not in the archive (too large): {path.relative_to(state)}")
+            else:
+                archive.add(path, arcname=path.relative_to(state))
+    text = "\n".join([*lines, *left_out]) + "\n"
+    (out / "summary.txt").write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the steps asked for and deliver what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="folder for summary and archive")
+    parser.add_argument("--step", choices=[*STEPS, "all"], default="all")
+    parser.add_argument("--state", type=Path, default=ROOT / "build" / "gpu")
+    chosen = parser.parse_args(arguments)
+    absent = [name for name in missing([]) if name in CORE]
+    if absent:
+        print(f"{sys.executable} lacks {', '.join(absent)}", file=sys.stderr)
+        return 2
+    chosen.state.mkdir(parents=True, exist_ok=True)
+    lines, codes = describe_machine(), set()
+    for step in STEPS if chosen.step == "all" else (chosen.step,):
+        for outcome in run_step(step, chosen.state):
+            codes.add(outcome.code)
+            verdict = {0: "passed", UNFINISHED: "unfinished"}.get(outcome.code, "FAILED")
+            line = f"{step}: {outcome.name} {verdict} in {outcome.seconds:.0f} s {outcome.note}"
+            lines.append(line.strip())
+    deliver(chosen.out, chosen.state, lines)
+    return 1 if codes - {0, UNFINISHED} else 3 if UNFINISHED in codes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
