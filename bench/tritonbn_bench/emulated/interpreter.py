@@ -1,0 +1,89 @@
+"""Triton's interpreter with two faults mended, and its programs in a random order.
+
+Faults of the interpreter as shipped (seen on triton 3.6.0 and 3.9.0):
+
+- fp32 -> bf16 truncates, while the hardware rounds to nearest even; bf16 -> fp32 is right but slow.
+- on 3.6 with numpy >= 2.4 a tensor is no index: `range(n)` with a run-time `n` raises TypeError.
+
+The interpreter runs the programs of a grid one after another, always in index order. A kernel whose
+last arriver finishes the work, or whose programs read what one of them overwrites, is tested by
+`random_program_order`.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+__all__ = ["mend_interpreter", "random_program_order"]
+
+_cast_as_shipped = interpreter.InterpreterBuilder.cast_impl
+_patch_tensor_as_shipped = interpreter._patch_lang_tensor
+
+
+def mend_interpreter() -> None:
+    """Replace the interpreter's bf16 conversions and its tensor index by right ones; idempotent.
+
+    Mutates: `cast_impl` of the interpreter's builder and `_patch_lang_tensor` of its module, for
+    the rest of the process. Kernels on a GPU are not touched.
+    """
+    interpreter.InterpreterBuilder.cast_impl = _cast
+    interpreter._patch_lang_tensor = _patch_tensor
+
+
+@contextmanager
+def random_program_order(seed: int) -> Iterator[None]:
+    """Run the programs of every grid launched inside in a random order drawn from `seed`.
+
+    Each launch draws an order of its own; every program still runs exactly once. Without effect on
+    kernels that run on a GPU.
+    """
+    builder = interpreter.interpreter_builder
+    shipped_dim, shipped_idx = builder.set_grid_dim, builder.set_grid_idx
+    generator = random.Random(seed)
+    pending: list[tuple[int, int, int]] = []
+
+    def set_grid_dim(nx: int, ny: int, nz: int) -> None:
+        shipped_dim(nx, ny, nz)
+        pending[:] = itertools.product(range(nx), range(ny), range(nz))
+        generator.shuffle(pending)
+
+    def set_grid_idx(x: int, y: int, z: int) -> None:
+        # the interpreter asks for (x, y, z) in index order; which program answers is ours to say
+        shipped_idx(*pending.pop())
+
+    builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
+    try:
+        yield
+    finally:
+        builder.set_grid_dim, builder.set_grid_idx = shipped_dim, shipped_idx
+
+
+def _cast(builder: Any, src: Any, dst_type: Any) -> Any:
+    """The builder's `cast_impl`, with conversions between fp32 and bf16 done on the bits."""
+    src_element, dst_element = src.dtype.scalar, dst_type.scalar
+    if src_element == tl.float32 and dst_element == tl.bfloat16:
+        return interpreter.TensorHandle(_to_bf16_bits(src.data), tl.bfloat16)
+    if src_element == tl.bfloat16 and dst_element == tl.float32:
+        bits = src.data.astype(np.uint32) << np.uint32(16)
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+    return _cast_as_shipped(builder, src, dst_type)
+
+
+def _to_bf16_bits(values: Any) -> Any:
+    """Bit patterns, uint16, of fp32 `values` rounded to nearest even; a NaN stays a (quiet) NaN."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _patch_tensor(tensor: Any, scope: Any) -> None:
+    """`_patch_lang_tensor`, then an index that takes the one element of a tensor of any rank."""
+    _patch_tensor_as_shipped(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
