@@ -1,0 +1,131 @@
+"""Tensors for a case: random with a mean away from zero, ill-conditioned, or real activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Case
+
+__all__ = ["TORCH_DTYPES", "Inputs", "digits_activations", "digits_images", "make_inputs"]
+
+TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
+_MEMORY_FORMATS = {"nhwc": torch.channels_last, "ndhwc": torch.channels_last_3d}
+# largest mean of an ill-conditioned input: below fp16's 65504
+_LARGEST_MEAN = 1e4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Operands of one BatchNorm call.
+
+    Attributes:
+        x, dy: shape of the case, its dtype and layout
+        gamma, beta, running_mean, running_var: `(C,)`, fp32 (fp64 for fp64 x)
+        momentum, eps: torch's defaults
+    """
+
+    x: Tensor
+    dy: Tensor
+    gamma: Tensor
+    beta: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What gradients are taken for: x, gamma, beta."""
+        return (self.x, self.gamma, self.beta)
+
+
+def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
+    """Operands of a case, the same for the same seed and device.
+
+    `case.data` is one of: "normal", channels of mean 0.5 to 2 and std 0.5 to 2; "mean/std=R";
+    "constant", every channel one value; "digits", real activations.
+
+    Raises:
+        ValueError: unknown data, or digits in another shape than they have
+    """
+    random = torch.Generator(device).manual_seed(seed)
+    dtype = TORCH_DTYPES[case.dtype]
+    wide = torch.float64 if case.dtype == "fp64" else torch.float32
+
+    def uniform(low: float, high: float) -> Tensor:
+        values = torch.rand(case.channels, generator=random, device=device, dtype=wide)
+        return low + (high - low) * values
+
+    def activation(values: Tensor) -> Tensor:
+        memory_format = _MEMORY_FORMATS.get(case.layout, torch.contiguous_format)
+        return values.to(dtype).contiguous(memory_format=memory_format)
+
+    x = activation(_values(case, device, random))
+    dy = activation(torch.randn(case.shape, generator=random, device=device) + 0.1)
+    return Inputs(
+        x=x.requires_grad_(),
+        dy=dy,
+        gamma=uniform(0.5, 1.5).requires_grad_(),
+        beta=uniform(-1.0, 1.0).requires_grad_(),
+        running_mean=uniform(-1.0, 1.0),
+        running_var=uniform(0.5, 2.0),
+    )
+
+
+def _values(case: Case, device: str, random: torch.Generator) -> Tensor:
+    """x before it is rounded to the dtype of the case."""
+    if case.data == "digits":
+        values = digits_activations(case.channels, case.batch).to(device)
+        if values.shape != case.shape:
+            raise ValueError(f"expected digits of shape {tuple(values.shape)}, got {case.shape}")
+        return values
+    per_channel = (1, case.channels, *[1] * len(case.plane))
+    sign = 1 - 2 * (torch.arange(case.channels, device=device) % 2).view(per_channel)
+    uniform = torch.rand(per_channel, generator=random, device=device)
+    if case.data == "constant":
+        return (sign * (0.5 + 1.5 * uniform)).expand(case.shape)
+    if case.data == "normal":
+        noise = torch.randn(case.shape, generator=random, device=device)
+        return noise * (0.5 + 1.5 * uniform) + sign * (0.5 + 1.5 * uniform.flip(1))
+    name, _, ratio = case.data.partition("=")
+    if name != "mean/std":
+        raise ValueError(f"expected normal, constant, digits or mean/std=R, got {case.data}")
+    # fp64: at a ratio of 1e6 the sum must not be rounded twice
+    noise = torch.randn(case.shape, generator=random, device=device, dtype=torch.float64)
+    std = min(1.0, _LARGEST_MEAN / float(ratio)) if float(ratio) else 1.0
+    return noise * std + sign * (float(ratio) * std)
+
+
+def digits_images() -> tuple[Tensor, Tensor]:
+    """scikit-learn's handwritten digits: images `(1797, 1, 8, 8)` fp32 in 0..1, labels `(1797,)`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    return images, torch.tensor(digits.target)
+
+
+def digits_activations(channels: int, batch: int) -> Tensor:
+    """What reaches the first BatchNorm of the guide's SimpleCNN: `(batch, channels, 8, 8)` fp32.
+
+    Args:
+        channels: width of the first convolution
+        batch: images taken, from the first on
+    """
+    from tritonbn.blocks import SimpleCNN
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SimpleCNN(1, widths=(channels,), hidden=8)
+    convolution = network.features[0].conv
+    with torch.no_grad():
+        values: Tensor = convolution(digits_images()[0][:batch])
+    return values

@@ -1,0 +1,216 @@
+"""Who computes a BatchNorm: tritonbn, its rivals, and a copy that shows the machine's ceiling.
+
+Every provider gets the same inputs and says which implementation really runs for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import tritonbn
+from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
+
+from .cases import Case
+from .inputs import Inputs
+
+__all__ = [
+    "PROVIDERS",
+    "BatchNorm",
+    "Prepared",
+    "Provider",
+    "poisoned_memory",
+    "results_of",
+    "torch_backend",
+]
+
+# signature of torch.nn.functional.batch_norm
+BatchNorm = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A provider made ready for one case.
+
+    Attributes:
+        backend: the implementation that really runs
+        call: what is timed; gets what `setup` returned
+        setup: run untimed before each call
+        outputs: a fresh run from untouched buffers, every result by name
+        moved_bytes: bytes moved by the formula of this provider's algorithm
+    """
+
+    backend: str
+    call: Callable[[Any], object]
+    setup: Callable[[], Any]
+    outputs: Callable[[], dict[str, Tensor]]
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to compute a case.
+
+    Attributes:
+        name: as tables and pictures show it
+        takes: whether the case is one for this provider
+        prepare: makes it ready; may compile
+        slow: preparing takes seconds, so these come last
+    """
+
+    name: str
+    takes: Callable[[Case], bool]
+    prepare: Callable[[Case, Inputs], Prepared]
+    slow: bool = False
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill what torch allocates inside with NaN, so that a result nobody wrote cannot look right."""
+    from torch.utils import deterministic
+
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def torch_backend(inputs: Inputs, training: bool) -> str:
+    """The implementation behind `torch.nn.functional.batch_norm` for these inputs.
+
+    cuDNN takes neither bf16 nor (N, C); torch's own choice is asked, not guessed.
+    """
+    if inputs.x.device.type == "cpu":
+        return "torch CPU"
+    chosen = torch._C._select_batch_norm_backend(
+        inputs.x,
+        inputs.gamma,
+        inputs.beta,
+        inputs.running_mean,
+        inputs.running_var,
+        training,
+        inputs.eps,
+    )
+    return {"Cudnn": "cuDNN", "Miopen": "MIOpen"}.get(chosen.name, "ATen native")
+
+
+def results_of(function: BatchNorm, inputs: Inputs, mode: str) -> dict[str, Tensor]:
+    """Every result of one call by name, from copies of the running statistics.
+
+    Args:
+        function: takes the arguments of `torch.nn.functional.batch_norm`
+        inputs: left untouched
+        mode: one of `cases.MODES`
+
+    Returns:
+        forward: y, and in training running_mean and running_var; backward: dx, dgamma, dbeta
+    """
+    training = mode.endswith("train")
+    running = (inputs.running_mean.clone(), inputs.running_var.clone())
+    with torch.set_grad_enabled(mode != "forward_eval"):
+        y = _forward(function, inputs, running, training)
+    if mode == "forward_eval":
+        return {"y": y}
+    if mode == "forward_train":
+        return {"y": y.detach(), "running_mean": running[0], "running_var": running[1]}
+    gradients = torch.autograd.grad(y, inputs.leaves, inputs.dy)
+    return dict(zip(("dx", "dgamma", "dbeta"), gradients, strict=True))
+
+
+def _forward(
+    function: BatchNorm, inputs: Inputs, running: tuple[Tensor, Tensor], training: bool
+) -> Tensor:
+    x, gamma, beta = inputs.leaves
+    return function(x, *running, gamma, beta, training, inputs.momentum, inputs.eps)
+
+
+def _prepare_function(function: BatchNorm, backend: str, case: Case, inputs: Inputs) -> Prepared:
+    """A function with the arguments of torch's, timed as autograd runs it."""
+    training = case.mode.endswith("train")
+    running = (inputs.running_mean.clone(), inputs.running_var.clone())
+
+    def forward(_: object = None) -> Tensor:
+        with torch.set_grad_enabled(case.mode != "forward_eval"):
+            return _forward(function, inputs, running, training)
+
+    def backward(y: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(y, inputs.leaves, inputs.dy)
+
+    is_forward = case.mode.startswith("forward")
+    return Prepared(
+        backend=backend,
+        call=forward if is_forward else backward,
+        setup=(lambda: None) if is_forward else forward,
+        outputs=lambda: results_of(function, inputs, case.mode),
+        moved_bytes=two_read_bytes(case.mode, case.numel, case.channels, case.itemsize),
+    )
+
+
+def _prepare_tritonbn(case: Case, inputs: Inputs) -> Prepared:
+    backend = tritonbn.backend(inputs.x)
+    if backend == "torch":
+        raise RuntimeError("tritonbn would hand this input to torch: nothing of ours to measure")
+    return _prepare_function(tritonbn.batch_norm, backend, case, inputs)
+
+
+def _prepare_torch(case: Case, inputs: Inputs) -> Prepared:
+    backend = torch_backend(inputs, case.mode.endswith("train"))
+    return _prepare_function(functional.batch_norm, backend, case, inputs)
+
+
+def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
+    # what earlier cases compiled must not count against this one's limit of recompilations
+    torch._dynamo.reset()
+
+    def batch_norm(*arguments: Any) -> Tensor:
+        return functional.batch_norm(*arguments)
+
+    compiled = torch.compile(batch_norm, dynamic=False, fullgraph=True)
+    return _prepare_function(compiled, "Inductor", case, inputs)
+
+
+def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:
+    """A copy that reads and writes half of the case's floor bytes each."""
+    moved = floor_bytes(case.mode, case.numel, case.channels, case.itemsize)
+    source = torch.randn(moved // 8, device=inputs.x.device)
+    target = torch.empty_like(source)
+
+    def copy(_: object = None) -> Tensor:
+        return target.copy_(source)
+
+    return Prepared(
+        backend="copy_",
+        call=copy,
+        setup=lambda: None,
+        outputs=lambda: {"wrong": (copy() != source).sum()},
+        moved_bytes=moved,
+    )
+
+
+def _any(_: Case) -> bool:
+    return True
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("tritonbn", _any, _prepare_tritonbn),
+        Provider("torch", lambda case: "hwc" not in case.layout, _prepare_torch),
+        # the rival of channels_last cases, under a name of its own
+        Provider("torch channels_last", lambda case: "hwc" in case.layout, _prepare_torch),
+        Provider("copy", _any, _prepare_copy),
+        Provider("torch.compile", _any, _prepare_compiled, slow=True),
+    )
+}

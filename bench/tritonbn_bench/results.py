@@ -1,0 +1,191 @@
+"""The tidy table: one row per figure, its columns fixed; JSON is the truth, CSV a copy.
+
+Measured, modelled and static figures share the table and are told apart by `kind`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .environment import Environment, same_machine
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["COLUMNS", "ENVIRONMENT_COLUMNS", "KINDS", "Results", "Row", "throughput_row"]
+
+SCHEMA = "tritonbn.results/1"
+KINDS = ("measured", "modelled", "static")
+# repeated in every line of the CSV, so that a line can be read alone
+ENVIRONMENT_COLUMNS = ("gpu", "driver", "torch", "cudnn", "triton", "commit", "date", "command")
+
+
+def _column(meaning: str, default: Any) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure and what it is a figure of; `COLUMNS` says what each field means."""
+
+    job: str = field(metadata={"meaning": "accuracy, sweep, resnet50, training, traffic or host"})
+    kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})
+    case: str = field(metadata={"meaning": "id: mode/dtype/layout/shape, or the job's own"})
+    provider: str = field(metadata={"meaning": "who computed it"})
+    quantity: str = field(metadata={"meaning": "what the value is"})
+    unit: str = _column("unit of value, low, high and bound; 1 for a plain number", "1")
+    value: float | None = _column("the figure; a median where samples were taken", None)
+    low: float | None = _column("20th percentile", None)
+    high: float | None = _column("80th percentile", None)
+    bound: float | None = _column("largest value allowed", None)
+    samples: int | None = _column("samples taken", None)
+    floor_bytes: int | None = _column("bytes that any algorithm must move", None)
+    mode: str = _column("forward or backward, train or eval", "")
+    dtype: str = _column("dtype of the activations", "")
+    layout: str = _column("order of the axes in memory", "")
+    batch: int | None = _column("N", None)
+    channels: int | None = _column("C", None)
+    space: int | None = _column("values per sample and channel", None)
+    data: str = _column("what the activations hold", "")
+    origin: str = _column("where the shape comes from", "")
+    count: int | None = _column("layers of the origin with this shape", None)
+    backend: str = _column("the implementation that really ran", "")
+    cache: str = _column("state of the caches before a sample", "")
+    step: int | None = _column("training step", None)
+    status: str = _column("ok, failed or skipped", "ok")
+    reason: str = _column("why it failed or was skipped", "")
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"expected kind to be one of {', '.join(KINDS)}, got {self.kind}")
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What a resumed run looks up: a unit of work, which may give several rows."""
+        return (self.job, self.case, self.data, self.provider)
+
+
+COLUMNS: dict[str, str] = {column.name: column.metadata["meaning"] for column in fields(Row)}
+
+
+def throughput_row(time: Row) -> Row:
+    """The throughput of a row of time: floor bytes over time, in GB/s (1e9), for everybody alike.
+
+    Raises:
+        ValueError: the row holds no time in ms, or no bytes
+    """
+    if time.unit != "ms" or not time.floor_bytes or not (time.value and time.low and time.high):
+        raise ValueError(f"expected a time in ms and floor bytes, got {time}")
+    scale = time.floor_bytes / 1e6
+    return replace(
+        time,
+        quantity="throughput",
+        unit="GB/s",
+        value=scale / time.value,
+        low=scale / time.high,
+        high=scale / time.low,
+    )
+
+
+class Results:
+    """Rows and the environment they were measured in; saved after every unit of work.
+
+    Args:
+        environment: as `environment.collect` returns it
+        rows: what is there already
+    """
+
+    def __init__(self, environment: Environment, rows: Iterable[Row] = ()) -> None:
+        self.environment = environment
+        self.rows = list(rows)
+
+    @staticmethod
+    def path(folder: Path) -> Path:
+        """Where the JSON of a report lies."""
+        return folder / "results.json"
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: no results lie in the folder
+            ValueError: the file is no results file of this version
+        """
+        content = json.loads(cls.path(folder).read_text())
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise ValueError(f"expected {cls.path(folder)} to have the schema {SCHEMA}")
+        columns = content["columns"]
+        rows = [Row(**dict(zip(columns, values, strict=True))) for values in content["rows"]]
+        return cls(content["environment"], rows)
+
+    @classmethod
+    def resume(cls, folder: Path, environment: Environment) -> Results:
+        """What an interrupted run left, less what failed; empty if it left nothing.
+
+        Raises:
+            ValueError: it was measured on another machine, or with other versions
+        """
+        if not cls.path(folder).exists():
+            return cls(environment)
+        found = cls.load(folder)
+        different = same_machine(found.environment, environment)
+        if different:
+            raise ValueError(
+                f"the results in {folder} differ from this run in {', '.join(different)}; "
+                "choose another --out, or leave out --resume to start again"
+            )
+        failed = {row.key for row in found.rows if row.status == "failed"}
+        kept = [row for row in found.rows if row.key not in failed]
+        return cls({**environment, "date": found.environment.get("date")}, kept)
+
+    def save(self, folder: Path) -> Path:
+        """Write the JSON, whole or not at all, and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "schema": SCHEMA,
+            "environment": self.environment,
+            "columns": list(COLUMNS),
+            "rows": [list(asdict(row).values()) for row in self.rows],
+        }
+        path = self.path(folder)
+        # an interruption must not leave half a file where a whole one was
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(_one_row_per_line(content))
+        os.replace(partial, path)
+        return path
+
+    def done(self) -> set[tuple[str, str, str, str]]:
+        """Keys of the work that need not be done again."""
+        return {row.key for row in self.rows}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows."""
+        self.rows.extend(rows)
+
+    def frame(self) -> pandas.DataFrame:
+        """All rows, one column per entry of COLUMNS, in order."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.rows], columns=list(COLUMNS))
+
+    def write_csv(self, folder: Path) -> Path:
+        """Write the frame with ENVIRONMENT_COLUMNS appended, and return its path."""
+        frame = self.frame()
+        for name in ENVIRONMENT_COLUMNS:
+            frame[name] = self.environment.get(name)
+        path = folder / "results.csv"
+        frame.to_csv(path, index=False)
+        return path
+
+
+def _one_row_per_line(content: dict[str, Any]) -> str:
+    """JSON whose rows stand on a line each: small, and a change in one row is a change in one."""
+    rows = ",\n".join(json.dumps(row) for row in content["rows"])
+    head = json.dumps({name: content[name] for name in content if name != "rows"}, indent=1)
+    return f'{head[:-2]},\n "rows": [\n{rows}\n]}}\n'
