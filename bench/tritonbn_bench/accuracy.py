@@ -147,9 +147,7 @@ def _gradients(
     xhat = centred * exact.inv_std.view(1, -1, *[1] * (x.dim() - 2))
     budgets = {"dx": value_budget(oracle["dx"], torch_results["dx"], x.dtype)}
     for name, summand in (("dgamma", dy.double() * xhat), ("dbeta", dy.double())):
-        budgets[name] = sum_budget(
-            oracle[name], torch_results[name], gamma.dtype, summand, x.dtype
-        )
+        budgets[name] = sum_budget(oracle[name], torch_results[name], gamma.dtype, summand, x.dtype)
     return oracle, budgets
 
 

@@ -9,6 +9,7 @@ import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 __all__ = ["KEY", "choose_device", "collect", "device_name", "same_machine"]
 
@@ -99,10 +100,11 @@ def collect(device: str, command: str = "") -> Environment:
 def _gpu() -> Environment:
     import torch
 
+    cudnn: Any = torch.backends.cudnn
     properties = torch.cuda.get_device_properties()
     smi = _nvidia_smi("driver_version", "power.limit", "clocks.max.sm", "ecc.mode.current")
     return {
-        "cudnn": str(torch.backends.cudnn.version()),
+        "cudnn": str(cudnn.version()),
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "sm_count": properties.multi_processor_count,

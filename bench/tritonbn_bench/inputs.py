@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cases import Case
 
@@ -105,7 +105,7 @@ def _values(case: Case, device: str, random: torch.Generator) -> Tensor:
 
 
 def digits_images() -> tuple[Tensor, Tensor]:
-    """scikit-learn's handwritten digits: images `(1797, 1, 8, 8)` fp32 in 0..1, labels `(1797,)`."""
+    """scikit-learn's digits: images `(1797, 1, 8, 8)`, fp32 in 0..1, and labels `(1797,)`."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -125,7 +125,7 @@ def digits_activations(channels: int, batch: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = SimpleCNN(1, widths=(channels,), hidden=8)
-    convolution = network.features[0].conv
+    convolution = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         values: Tensor = convolution(digits_images()[0][:batch])
     return values

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import deterministic
 
 import tritonbn
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
@@ -72,18 +73,17 @@ class Provider:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill what torch allocates inside with NaN, so that a result nobody wrote cannot look right."""
-    from torch.utils import deterministic
-
+    """Fill what torch allocates inside with NaN: a result nobody wrote cannot look right."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = deterministic.fill_uninitialized_memory
+    switch: Any = deterministic
+    filled = switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        deterministic.fill_uninitialized_memory = filled
+        switch.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 

@@ -110,7 +110,8 @@ class CudaTimer:
     def __init__(self, budget_ms: float = 150.0) -> None:
         import torch
 
-        self._torch = torch
+        # untyped in torch
+        self._cuda: Any = torch.cuda
         self._budget_ms = budget_ms
         l2_bytes: int = torch.cuda.get_device_properties().L2_cache_size
         size = max(self._SMALLEST_FLUSH, 4 * l2_bytes)
@@ -121,7 +122,7 @@ class CudaTimer:
         """Durations of `work.call` after a warm-up, on the current stream."""
         for _ in range(self._WARM_UP):
             work.call(work.setup())
-        self._torch.cuda.synchronize()
+        self._cuda.synchronize()
         wall_ms, issue_ms = self._wall(work)
         head_start = int(self._cycles_per_ms * (0.02 + 2 * issue_ms))
         probe = statistics.median(self._device(work, 3, head_start))
@@ -132,12 +133,12 @@ class CudaTimer:
     def _wall(self, work: Work) -> tuple[float, float]:
         """Host ms per call, device work awaited, and ms to issue a call."""
         states = [work.setup() for _ in range(self._WALL_CALLS)]
-        self._torch.cuda.synchronize()
+        self._cuda.synchronize()
         started = time.perf_counter()
         for state in states:
             work.call(state)
         issued = time.perf_counter()
-        self._torch.cuda.synchronize()
+        self._cuda.synchronize()
         ended = time.perf_counter()
         scale = 1e3 / self._WALL_CALLS
         return scale * (ended - started), scale * (issued - started)
@@ -147,27 +148,28 @@ class CudaTimer:
         for _ in range(count):
             state = work.setup()
             self._flush_buffer.sum()
-            self._torch.cuda._sleep(head_start)
-            start = self._torch.cuda.Event(enable_timing=True)
-            end = self._torch.cuda.Event(enable_timing=True)
+            self._cuda._sleep(head_start)
+            start = self._cuda.Event(enable_timing=True)
+            end = self._cuda.Event(enable_timing=True)
             start.record()
             work.call(state)
             end.record()
             events.append((start, end))
-        self._torch.cuda.synchronize()
+        self._cuda.synchronize()
         return [start.elapsed_time(end) for start, end in events]
 
     def _calibrate_sleep(self) -> float:
         """Cycles of the device's sleep per ms."""
         cycles = 2_000_000
-        start = self._torch.cuda.Event(enable_timing=True)
-        end = self._torch.cuda.Event(enable_timing=True)
-        self._torch.cuda._sleep(cycles)
+        start = self._cuda.Event(enable_timing=True)
+        end = self._cuda.Event(enable_timing=True)
+        self._cuda._sleep(cycles)
         start.record()
-        self._torch.cuda._sleep(cycles)
+        self._cuda._sleep(cycles)
         end.record()
-        self._torch.cuda.synchronize()
-        return cycles / max(start.elapsed_time(end), 1e-3)
+        self._cuda.synchronize()
+        elapsed: float = start.elapsed_time(end)
+        return cycles / max(elapsed, 1e-3)
 
 
 class FakeTimer:

@@ -121,7 +121,7 @@ class _Trainer:
         """One optimiser step; the loss before it."""
         self._optimizer.zero_grad()
         loss = functional.cross_entropy(self._network(images), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         return float(loss)
 
