@@ -1,0 +1,26 @@
+"""Batch Normalization in Triton: the kernels and their launchers.
+
+The ground floor of tritonbn. It knows tensors, layouts and plans, but no autograd and no modules;
+which device runs what is decided a floor above.
+"""
+
+from tritonbn_kernels.backward import batch_norm_backward
+from tritonbn_kernels.forward import batch_norm_forward, batch_statistics
+from tritonbn_kernels.launch import LaunchRecord, forget_devices, record_launches
+from tritonbn_kernels.plan import clear_plan_caches, pinned_plan
+
+__all__ = [
+    "LaunchRecord",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_statistics",
+    "clear_cache",
+    "pinned_plan",
+    "record_launches",
+]
+
+
+def clear_cache() -> None:
+    """Forget plans, compiled launches and device properties, as after another driver was set."""
+    clear_plan_caches()
+    forget_devices()

@@ -1,0 +1,256 @@
+"""Gradients: `dgamma = sum dy * xhat`, `dbeta = sum dy`, and in training
+`dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)`; in eval `dx = gamma * inv_std * dy`.
+
+Section "Backward" of `kernels/README.md`. Sums run per slot of a tile in fp32 (fp64 for fp64) and
+are merged over slots, then programs, in index order; products are never rounded to half precision.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tritonbn_kernels.moments import (
+    arrive_last,
+    load_channels,
+    locate_vectors,
+    program_range,
+    tile_mask,
+    tile_offsets,
+)
+
+
+# fmt: off
+@triton.jit
+def range_sums(
+    dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, offs_c, first, last,
+    n_channels, inner_vectors, magic, shift,
+    dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+    dx_stride_outer, dx_stride_channel,
+    STREAM_DX: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    VECTOR: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    # fmt: on
+    """(sum of dy, sum of dy * (x - mean)), each (BLOCK_C,), over vectors [first, last) of offs_c.
+
+    With STREAM_DX (eval) also writes dx = scale * dy, which waits for no sum.
+    """
+    sum_dy = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
+    sum_dy_centred = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
+    for start in range(first, last, BLOCK_V):
+        offs_v = start + tl.arange(0, BLOCK_V)
+        outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
+        mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
+        dy_offsets = tile_offsets(
+            outer, column, offs_c, dy_stride_outer, dy_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        x_offsets = tile_offsets(
+            outer, column, offs_c, x_stride_outer, x_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        dy = tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(ACCUMULATE)
+        x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
+        centred = tl.where(mask, (x - mean_hi[:, None, None]) - mean_lo[:, None, None], 0.0)
+        sum_dy += dy
+        sum_dy_centred = tl.fma(dy, centred, sum_dy_centred)
+        if STREAM_DX:
+            dx_offsets = tile_offsets(
+                outer, column, offs_c, dx_stride_outer, dx_stride_channel,
+                CHANNELS_LAST, OFFSETS_64, VECTOR,
+            )  # fmt: skip
+            dx = scale[:, None, None] * dy
+            tl.store(dx_ptr + dx_offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    return (
+        tl.sum(tl.sum(sum_dy, axis=2), axis=1),
+        tl.sum(tl.sum(sum_dy_centred, axis=2), axis=1),
+    )
+
+
+# fmt: off
+@triton.jit
+def input_gradient_range(
+    dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c, first, last,
+    n_channels, inner_vectors, magic, shift,
+    dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+    dx_stride_outer, dx_stride_channel,
+    TRAINING: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    # fmt: on
+    """dx = scale * (dy - mean_dy - (x - mean) * slope), or scale * dy, over vectors [first, last)."""
+    for start in range(first, last, BLOCK_V):
+        offs_v = start + tl.arange(0, BLOCK_V)
+        outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
+        mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
+        dy_offsets = tile_offsets(
+            outer, column, offs_c, dy_stride_outer, dy_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        gradient = tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(ACCUMULATE)
+        if TRAINING:
+            x_offsets = tile_offsets(
+                outer, column, offs_c, x_stride_outer, x_stride_channel,
+                CHANNELS_LAST, OFFSETS_64, VECTOR,
+            )  # fmt: skip
+            x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
+            centred = (x - mean_hi[:, None, None]) - mean_lo[:, None, None]
+            gradient = (gradient - mean_dy[:, None, None]) - centred * slope[:, None, None]
+        dx_offsets = tile_offsets(
+            outer, column, offs_c, dx_stride_outer, dx_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        dx = scale[:, None, None] * gradient
+        tl.store(dx_ptr + dx_offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+# fmt: off
+@triton.jit
+def merge_sums(
+    partials_ptr, offs_c, mask_c, n_channels, splits,
+    ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """Both sums over all splits from partials (splits, 2, C), added in the order of the splits."""
+    sum_dy = tl.zeros((BLOCK_C,), ACCUMULATE)
+    sum_dy_centred = tl.zeros((BLOCK_C,), ACCUMULATE)
+    for start in range(0, splits, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        mask = mask_c[:, None] & (offs_k < splits)[None, :]
+        ptrs = partials_ptr + (offs_k * 2 * n_channels)[None, :] + offs_c[:, None]
+        # from L2: other programs wrote these
+        sum_dy += tl.sum(tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg"), axis=1)
+        sum_dy_centred += tl.sum(
+            tl.load(ptrs + n_channels, mask=mask, other=0.0, cache_modifier=".cg"), axis=1
+        )
+    return sum_dy, sum_dy_centred
+
+
+# fmt: off
+@triton.jit
+def finish_gradients(
+    sum_dy, sum_dy_centred, inv_std, offs_c, mask_c, dgamma_ptr, dbeta_ptr, sums_ptr,
+    n_channels, count,
+):
+    # fmt: on
+    """Store dgamma and dbeta where asked for; return and store what the input gradient needs."""
+    dgamma = sum_dy_centred * inv_std
+    if dgamma_ptr is not None:
+        tl.store(dgamma_ptr + offs_c, dgamma.to(dgamma_ptr.dtype.element_ty), mask=mask_c)
+    if dbeta_ptr is not None:
+        tl.store(dbeta_ptr + offs_c, sum_dy.to(dbeta_ptr.dtype.element_ty), mask=mask_c)
+    mean_dy = sum_dy / count
+    slope = dgamma / count * inv_std
+    if sums_ptr is not None:
+        tl.store(sums_ptr + offs_c, mean_dy, mask=mask_c)
+        tl.store(sums_ptr + n_channels + offs_c, slope, mask=mask_c)
+    return mean_dy, slope
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split", "splits",
+    "dy_stride_outer", "dy_stride_channel", "x_stride_outer", "x_stride_channel",
+    "dx_stride_outer", "dx_stride_channel",
+])
+def gradients_kernel(
+    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, sums_ptr, partials_ptr, arrivals_ptr,
+    n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
+    dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+    dx_stride_outer, dx_stride_channel,
+    count,
+    TRAINING: tl.constexpr, SPLIT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, VECTORS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """Sums over one split of BLOCK_C channels, finished by the last split; dx too where it can be.
+
+    Where dx_ptr is given: in eval dx is written on the way; in training (one split only) the
+    program walks over its channels again. sums_ptr (2, C) keeps what a later launch needs for dx.
+    """
+    block, split, first, last, offs_c = program_range(
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+    )
+    mask_c = offs_c < n_channels
+    mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
+    mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
+    sum_dy, sum_dy_centred = range_sums(
+        dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, offs_c, first, last,
+        n_channels, inner_vectors, magic, shift,
+        dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+        dx_stride_outer, dx_stride_channel,
+        dx_ptr is not None and not TRAINING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE,
+        VECTOR, LANES, BLOCK_C, BLOCK_V,
+    )  # fmt: skip
+    if SPLIT:
+        partial = partials_ptr + split.to(tl.int64) * 2 * n_channels
+        tl.store(partial + offs_c, sum_dy, mask=mask_c)
+        tl.store(partial + n_channels + offs_c, sum_dy_centred, mask=mask_c)
+        if arrive_last(arrivals_ptr + 1 + block, splits):
+            sum_dy, sum_dy_centred = merge_sums(
+                partials_ptr, offs_c, mask_c, n_channels, splits, ACCUMULATE, BLOCK_C, BLOCK_K
+            )
+            finish_gradients(
+                sum_dy, sum_dy_centred, inv_std, offs_c, mask_c,
+                dgamma_ptr, dbeta_ptr, sums_ptr, n_channels, count,
+            )  # fmt: skip
+    else:
+        mean_dy, slope = finish_gradients(
+            sum_dy, sum_dy_centred, inv_std, offs_c, mask_c,
+            dgamma_ptr, dbeta_ptr, sums_ptr, n_channels, count,
+        )  # fmt: skip
+        if TRAINING and dx_ptr is not None:
+            input_gradient_range(
+                dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c,
+                first, last, n_channels, inner_vectors, magic, shift,
+                dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+                dx_stride_outer, dx_stride_channel,
+                True, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+            )  # fmt: skip
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split",
+    "dy_stride_outer", "dy_stride_channel", "x_stride_outer", "x_stride_channel",
+    "dx_stride_outer", "dx_stride_channel",
+])
+def input_gradient_kernel(
+    dy_ptr, x_ptr, gamma_ptr, saved_ptr, sums_ptr,
+    dx_ptr,
+    n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split,
+    dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+    dx_stride_outer, dx_stride_channel,
+    TRAINING: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, VECTORS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    # fmt: on
+    """dx over one split of BLOCK_C channels from sums made earlier; in eval from dy alone."""
+    block, split, first, last, offs_c = program_range(
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+    )
+    mask_c = offs_c < n_channels
+    inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
+    mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
+    mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    if TRAINING:
+        mean_dy = load_channels(sums_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
+        slope = load_channels(sums_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    else:
+        mean_dy = tl.zeros_like(scale)
+        slope = tl.zeros_like(scale)
+    input_gradient_range(
+        dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c,
+        first, last, n_channels, inner_vectors, magic, shift,
+        dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+        dx_stride_outer, dx_stride_channel,
+        TRAINING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+    )  # fmt: skip

@@ -1,0 +1,226 @@
+"""Which launch does a tensor get: frozen plans from a table, the same for the same input.
+
+Pure Python over sizes and strides. A reduction (statistics, gradients' sums) is planned as
+
+- fused: one program owns a block of channels and walks over it twice, so that statistics and
+  normalisation (or sums and input gradient) are one launch; or
+- split: `splits` programs share a block of channels, the last to arrive merges their partial
+  results in index order, and a pointwise launch follows.
+
+The thresholds are modelled, not measured; each row says on what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tritonbn_kernels.layout import CHANNELS_FIRST, ChannelView
+
+# bytes of the widest access of one thread
+ACCESS_BYTES = 16
+# elements of one tile by itemsize. modelled: 32 (16, 8) elements a thread with 4 warps leave
+# registers for two accumulators an element without spilling
+TILE_ELEMENTS = {2: 4096, 4: 2048, 8: 1024}
+# bytes of one row of a channels-last tile. modelled: four 32-byte sectors, one full DRAM burst pair
+ROW_BYTES = 128
+# programs in flight per SM that a reduction aims at. modelled: 4 programs of 4 warps at 128
+# registers a thread fill an SM
+PROGRAMS_PER_SM = 4
+# a block of channels goes to one program where the blocks alone fill this share of the programs
+# aimed at. modelled: a second launch costs more than the last quarter of the machine gives
+FUSED_FILL = 0.75
+# and where it is at most this many tiles. modelled: eight tiles take about as long as a launch
+FUSED_TILES = 8
+# least tiles that a program is worth starting for when a block of channels is split
+TILES_PER_SPLIT = 4
+# tiles per program of a pointwise launch. modelled: enough to pay for the per-channel loads
+POINTWISE_TILES = 4
+# beyond this element offset 32-bit addresses overflow
+LIMIT_32 = 2**31
+# beyond this vector number 32-bit loop bounds may overflow
+VECTOR_LIMIT_32 = 2**30
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What of a device decides a plan: number of SMs (compute units), and the factor by which
+    tiles grow (1 on GPUs; the interpreter pays per operation, not per element)."""
+
+    sm_count: int
+    tile_scale: int = 1
+
+
+# few programs, big tiles: a program costs the interpreter about a millisecond whatever its size
+INTERPRETER = DeviceProfile(sm_count=1, tile_scale=8)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Shape of one launch over a `ChannelView`.
+
+    A tile is (block_c, block_v, lanes): channels, vectors of each channel, elements of a vector.
+    In channels_last a row counts as one vector and lanes is 1. One program works on
+    `vectors_per_split` vectors of `block_c` channels; the grid is
+    `ceil(n_channels / block_c) * splits` programs, channel blocks fastest.
+    """
+
+    fused: bool
+    block_c: int
+    block_v: int
+    vector: int
+    splits: int
+    vectors_per_split: int
+    num_warps: int
+
+    def blocks(self, n_channels: int) -> int:
+        """Number of channel blocks."""
+        return -(-n_channels // self.block_c)
+
+    def grid(self, n_channels: int) -> int:
+        """Number of programs."""
+        return self.blocks(n_channels) * self.splits
+
+
+def _power_of_two_at_least(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def vectors_of(view: ChannelView, vector: int) -> int:
+    """Vectors per channel: rows in channels_last."""
+    return view.count // vector if view.family == CHANNELS_FIRST else view.n_outer
+
+
+def division_by(divisor: int) -> tuple[int, int]:
+    """(magic, shift) with `n * magic >> shift == n // divisor` for 0 <= n < 2**31.
+
+    The round-up method (Granlund and Montgomery 1994): magic = floor(2**shift / divisor) + 1 with
+    shift = 31 + ceil(log2(divisor)) errs by less than 1 / divisor below 2**31.
+    """
+    shift = 31 + (divisor - 1).bit_length()
+    return (1 << shift) // divisor + 1, shift
+
+
+def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) -> tuple[int, int]:
+    """(block_c, block_v) of one tile."""
+    elements = TILE_ELEMENTS[itemsize] * device.tile_scale
+    channels = _power_of_two_at_least(view.n_channels)
+    if view.family == CHANNELS_FIRST:
+        block_v = min(_power_of_two_at_least(vectors_of(view, vector)), elements // vector)
+        block_c = min(channels, elements // (block_v * vector))
+        # small planes: rather more programs of fewer channels than an idle machine
+        while block_c > 1 and -(-view.n_channels // block_c) < device.sm_count:
+            block_c //= 2
+    else:
+        block_c = min(channels, ROW_BYTES * device.tile_scale // itemsize)
+        block_v = min(_power_of_two_at_least(view.n_outer), elements // block_c)
+    return block_c, block_v
+
+
+def _num_warps(tile_bytes: int) -> int:
+    # 64 bytes a thread: four 16-byte accesses in flight
+    return max(1, min(4, tile_bytes // (32 * 4 * ACCESS_BYTES)))
+
+
+def _plan(
+    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int, pointwise: bool
+) -> LaunchPlan:
+    block_c, block_v = _tile(view, vector, itemsize, device)
+    block_c, block_v = _pinned.get("block_c", block_c), _pinned.get("block_v", block_v)
+    lanes = vector if view.family == CHANNELS_FIRST else 1
+    blocks = -(-view.n_channels // block_c)
+    vectors = vectors_of(view, vector)
+    tiles = -(-vectors // block_v)
+    aim = device.sm_count * PROGRAMS_PER_SM
+    if pointwise:
+        fused, splits = False, -(-tiles // POINTWISE_TILES)
+    else:
+        fused = tiles <= FUSED_TILES or blocks >= FUSED_FILL * aim
+        splits = 1 if fused else max(2, min(-(-aim // blocks), tiles // TILES_PER_SPLIT))
+    fused, splits = _pinned.get("fused", fused), _pinned.get("splits", splits)
+    if fused:
+        splits = 1
+    # whole tiles for every program, so that only the last one meets a partial tile
+    vectors_per_split = -(-tiles // splits) * block_v
+    return LaunchPlan(
+        fused=bool(fused),
+        block_c=block_c,
+        block_v=block_v,
+        vector=vector,
+        splits=-(-vectors // vectors_per_split),
+        vectors_per_split=vectors_per_split,
+        num_warps=_pinned.get("num_warps", _num_warps(block_c * block_v * lanes * itemsize)),
+    )
+
+
+def plan_reduction(
+    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int
+) -> LaunchPlan:
+    """The plan of a launch that reduces every channel.
+
+    Args:
+        view: layout of the tensor that is read.
+        itemsize: bytes per element.
+        device: what of the device matters.
+        vector: elements of one access, a power of two that divides every run of the tensors read
+            and written (`ChannelView.vector`).
+    """
+    return _plan(view, itemsize, device, vector, pointwise=False)
+
+
+def plan_pointwise(
+    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int
+) -> LaunchPlan:
+    """The plan of a launch that maps every element; arguments as `plan_reduction`."""
+    return _plan(view, itemsize, device, vector, pointwise=True)
+
+
+_pinned: dict[str, int] = {}
+_caches: list[dict[Any, Any]] = []
+# kinds of calls kept before all are forgotten: bounds the memory of a job whose shapes never repeat
+_CACHE_LIMIT = 8192
+
+
+def plan_cache() -> dict[Any, Any]:
+    """A new dictionary for what was derived from plans, emptied when plans may change."""
+    cache: dict[Any, Any] = {}
+    _caches.append(cache)
+    return cache
+
+
+def remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
+    """`cache[key] = value`, emptying a full cache first."""
+    if len(cache) >= _CACHE_LIMIT:
+        cache.clear()
+    cache[key] = value
+
+
+def clear_plan_caches() -> None:
+    """Forget everything derived from plans."""
+    for cache in _caches:
+        cache.clear()
+
+
+@contextmanager
+def pinned_plan(**pins: int) -> Iterator[None]:
+    """Plans made inside use these fields: block_c, block_v, splits, num_warps, fused.
+
+    For tests, which reach several tiles and splits on small tensors so. Not for several threads.
+
+    Raises:
+        ValueError: a field that cannot be pinned.
+    """
+    allowed = {field.name for field in fields(LaunchPlan)} - {"vector", "vectors_per_split"}
+    if unknown := set(pins) - allowed:
+        raise ValueError(f"expected fields of {sorted(allowed)}, got {sorted(unknown)}")
+    before = dict(_pinned)
+    _pinned.update(pins)
+    clear_plan_caches()
+    try:
+        yield
+    finally:
+        _pinned.clear()
+        _pinned.update(before)
+        clear_plan_caches()
