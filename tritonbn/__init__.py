@@ -1,0 +1,29 @@
+"""Batch Normalization on hand-written Triton kernels: a drop-in for torch's layers and function."""
+
+from . import blocks, reference
+from ._convert import convert, revert
+from .functional import backend, batch_norm, statistics
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "backend",
+    "batch_norm",
+    "blocks",
+    "convert",
+    "reference",
+    "revert",
+    "statistics",
+]

@@ -1,0 +1,226 @@
+"""The operators `tritonbn::batch_norm_forward` and `tritonbn::batch_norm_backward`, and autograd.
+
+Plain eager calls go straight to the launchers. Everything that must see an operator (torch.compile,
+torch.export, dispatch modes) goes through the dispatcher, where the same launchers are registered.
+The forward operator declares that it writes the running statistics; the kernels write raw memory,
+so that eager version counters stay as torch leaves them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import tritonbn_kernels as kernels
+from torch import Tensor
+from tritonbn_kernels.geometry import accumulation_dtype
+from tritonbn_kernels.layout import empty_like_in_family
+
+_library = torch.library.Library("tritonbn", "DEF")
+# any dense layout will do: without the tag the compiler inserts copies to fixed strides
+_TAGS = (torch.Tag.flexible_layout,)
+_library.define(
+    "batch_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
+    " Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum,"
+    " float eps) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor saved, bool training,"
+    " bool need_dx, bool need_dgamma, bool need_dbeta) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+
+def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """`kernels.batch_norm_forward` with the device of `x` current."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return kernels.batch_norm_forward(x, *arguments)
+    return kernels.batch_norm_forward(x, *arguments)
+
+
+def _backward_on_device(
+    dy: Tensor, x: Tensor, *arguments: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`kernels.batch_norm_backward` with the device of `x` current."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return kernels.batch_norm_backward(dy, x, *arguments)
+    return kernels.batch_norm_backward(dy, x, *arguments)
+
+
+def _backward_operator(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The backward operator's body: an operator returns tensors, empty where none was asked for."""
+    gradients = _backward_on_device(dy, x, *arguments)
+    return tuple(x.new_empty(0) if one is None else one for one in gradients)
+
+
+def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
+    return empty_like_in_family(x), saved
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor,
+    training: bool,
+    need_dx: bool,
+    need_dgamma: bool,
+    need_dbeta: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = saved.dtype if weight is None else weight.dtype
+    return (
+        empty_like_in_family(x) if need_dx else x.new_empty(0),
+        x.new_empty(x.shape[1], dtype=dtype) if need_dgamma else x.new_empty(0),
+        x.new_empty(x.shape[1], dtype=dtype) if need_dbeta else x.new_empty(0),
+    )
+
+
+for _key in ("CUDA", "CPU"):
+    _library.impl("batch_norm_forward", _forward_on_device, _key)
+    _library.impl("batch_norm_backward", _backward_operator, _key)
+torch.library.register_fake("tritonbn::batch_norm_forward", _forward_fake, lib=_library)
+torch.library.register_fake("tritonbn::batch_norm_backward", _backward_fake, lib=_library)
+
+_forward_op = torch.ops.tritonbn.batch_norm_forward.default
+_backward_op = torch.ops.tritonbn.batch_norm_backward.default
+
+
+def _through_dispatcher() -> bool:
+    """Whether somebody is looking at operators: a compiler, or a dispatch mode."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    if _through_dispatcher():
+        y, saved = _forward_op(x, *arguments)
+        return y, saved
+    return _forward_on_device(x, *arguments)
+
+
+class _BatchNormFunction(torch.autograd.Function):
+    """y from x, gamma, beta. Saved: x, gamma, three words a channel; never running statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
+        training: bool,
+        momentum: float | None,
+        eps: float,
+    ) -> Tensor:
+        y, saved = _forward(
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            training,
+            momentum,
+            eps,
+        )
+        ctx.save_for_backward(x, weight, saved)
+        ctx.training = training
+        ctx.eps = eps
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        dx: Tensor | None
+        dgamma: Tensor | None
+        dbeta: Tensor | None
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+            dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, ctx.training, *needs)
+            dx, dgamma, dbeta = (
+                dx if needs[0] else None,
+                dgamma if needs[1] else None,
+                dbeta if needs[2] else None,
+            )
+        elif torch.is_grad_enabled():
+            dx, dgamma, dbeta = _differentiable_backward(
+                dy, x, weight, saved, ctx.training, ctx.eps, needs
+            )
+        else:
+            dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, ctx.training, *needs)
+        if dbeta is not None and dbeta.dtype is not ctx.bias_dtype:
+            dbeta = dbeta.to(ctx.bias_dtype)
+        return dx, dgamma, dbeta, None, None, None, None, None, None
+
+
+def _differentiable_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    saved: Tensor,
+    training: bool,
+    eps: float,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by operations that autograd can differentiate again.
+
+    Training takes torch's own operator, whose derivative treats mean and inv_std as functions of
+    x; in eval they are constants and the formula is written out.
+    """
+    mean, inv_std = saved[0] + saved[1], saved[2]
+    gamma = None if weight is None else weight.to(saved.dtype)
+    if training:
+        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+            dy, x, gamma, None, None, mean, inv_std, True, eps, list(needs)
+        )
+    else:
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        wide = dy.to(saved.dtype)
+        scale = inv_std if gamma is None else gamma * inv_std
+        xhat = (x.to(saved.dtype) - mean.reshape(shape)) * inv_std.reshape(shape)
+        dx = (wide * scale.reshape(shape)).to(x.dtype)
+        dgamma = (wide * xhat).sum(others)
+        dbeta = wide.sum(others)
+    if weight is not None and needs[1]:
+        dgamma = dgamma.to(weight.dtype)
+    return (
+        dx if needs[0] else None,
+        dgamma if needs[1] else None,
+        dbeta if needs[2] else None,
+    )
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """Batch Normalization of checked arguments, recorded by autograd where a gradient is needed.
+
+    Args, Mutates: as `tritonbn_kernels.batch_norm_forward`.
+    """
+    arguments = (
+        *(x, weight, bias, running_mean, running_var, num_batches_tracked),
+        *(training, momentum, eps),
+    )
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    ):
+        y: Tensor = _BatchNormFunction.apply(*arguments)
+        return y
+    return _forward(*arguments)[0]
