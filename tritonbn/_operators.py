@@ -11,21 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import tritonbn_kernels as kernels
 from torch import Tensor
+
+import tritonbn_kernels as kernels
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
 
-_library = torch.library.Library("tritonbn", "DEF")
+_library = torch.library.Library("tritonbn", "DEF")  # type: ignore[no-untyped-call]
 # any dense layout will do: without the tag the compiler inserts copies to fixed strides
 _TAGS = (torch.Tag.flexible_layout,)
-_library.define(
+_library.define(  # type: ignore[no-untyped-call]
     "batch_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
     " Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum,"
     " float eps) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
-_library.define(
+_library.define(  # type: ignore[no-untyped-call]
     "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor saved, bool training,"
     " bool need_dx, bool need_dgamma, bool need_dbeta) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
@@ -80,8 +81,8 @@ def _backward_fake(
 
 
 for _key in ("CUDA", "CPU"):
-    _library.impl("batch_norm_forward", _forward_on_device, _key)
-    _library.impl("batch_norm_backward", _backward_operator, _key)
+    _library.impl("batch_norm_forward", _forward_on_device, _key)  # type: ignore[no-untyped-call]
+    _library.impl("batch_norm_backward", _backward_operator, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("tritonbn::batch_norm_forward", _forward_fake, lib=_library)
 torch.library.register_fake("tritonbn::batch_norm_backward", _backward_fake, lib=_library)
 
@@ -221,6 +222,6 @@ def batch_norm(
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
     ):
-        y: Tensor = _BatchNormFunction.apply(*arguments)
+        y: Tensor = _BatchNormFunction.apply(*arguments)  # type: ignore[no-untyped-call]
         return y
     return _forward(*arguments)[0]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import tritonbn_kernels as kernels
 from torch import Tensor
+
+import tritonbn_kernels as kernels
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
@@ -25,7 +26,8 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     var: Tensor
-    count: int
+    # hides tuple.count, which nobody calls on statistics
+    count: int  # type: ignore[assignment]
 
 
 def _route(x: Tensor) -> str:
@@ -105,7 +107,7 @@ def batch_norm(
 
     Saved for backward: `input`, `weight` and 12 bytes a channel (24 for fp64).
     """
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         if _route(input) == "torch" or momentum is None:
@@ -185,7 +187,8 @@ def statistics(input: Tensor) -> Statistics:
         input: `(N, C, *S)`, fp16, bf16, fp32 or fp64, not empty, any layout.
 
     Returns:
-        mean, var: `(C,)` fp32 (fp64 for fp64 input), the variance biased; count: values per channel.
+        mean, var: `(C,)` fp32 (fp64 for fp64 input), the variance biased.
+        count: values per channel.
 
     Raises:
         TypeError: `input` is no tensor of a floating dtype.

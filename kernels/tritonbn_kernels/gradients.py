@@ -79,7 +79,7 @@ def input_gradient_range(
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """dx = scale * (dy - mean_dy - (x - mean) * slope), or scale * dy, over vectors [first, last)."""
+    """dx = scale * (dy - mean_dy - (x - mean) * slope), in eval scale * dy, over [first, last)."""
     for start in range(first, last, BLOCK_V):
         offs_v = start + tl.arange(0, BLOCK_V)
         outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
@@ -233,7 +233,7 @@ def input_gradient_kernel(
 ):
     # fmt: on
     """dx over one split of BLOCK_C channels from sums made earlier; in eval from dy alone."""
-    block, split, first, last, offs_c = program_range(
+    _block, _split, first, last, offs_c = program_range(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
     )
     mask_c = offs_c < n_channels

@@ -74,7 +74,7 @@ def normalize_kernel(
 ):
     # fmt: on
     """Normalise with the statistics in `saved`, or from running statistics, saved on the way."""
-    block, split, first, last, offs_c = program_range(
+    _block, split, first, last, offs_c = program_range(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
     )
     mask_c = offs_c < n_channels

@@ -138,14 +138,13 @@ def _plan(
         fused, splits = False, -(-tiles // POINTWISE_TILES)
     else:
         fused = tiles <= FUSED_TILES or blocks >= FUSED_FILL * aim
-        splits = 1 if fused else max(2, min(-(-aim // blocks), tiles // TILES_PER_SPLIT))
-    fused, splits = _pinned.get("fused", fused), _pinned.get("splits", splits)
-    if fused:
-        splits = 1
+        splits = max(2, min(-(-aim // blocks), tiles // TILES_PER_SPLIT))
+    fused = bool(_pinned.get("fused", fused))
+    splits = 1 if fused else _pinned.get("splits", splits)
     # whole tiles for every program, so that only the last one meets a partial tile
     vectors_per_split = -(-tiles // splits) * block_v
     return LaunchPlan(
-        fused=bool(fused),
+        fused=fused,
         block_c=block_c,
         block_v=block_v,
         vector=vector,

@@ -89,10 +89,13 @@ def merge_partials(
     return mean, m2
 
 
+# fmt: off
 @triton.jit
 def running_factor(
-    tracked_ptr, momentum, MOMENTUM: tl.constexpr, CUMULATIVE: tl.constexpr, ACCUMULATE: tl.constexpr
+    tracked_ptr, momentum,
+    MOMENTUM: tl.constexpr, CUMULATIVE: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):
+    # fmt: on
     """Weight of this batch in the running statistics: momentum, or one over the batches so far."""
     if CUMULATIVE:
         factor = 1.0 / (tl.load(tracked_ptr) + 1).to(ACCUMULATE)
