@@ -123,7 +123,7 @@ class _Trainer:
         loss = functional.cross_entropy(self._network(images), labels)
         torch.autograd.backward(loss)
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def _backend_in(network: nn.Module, images: Tensor) -> str:

@@ -1,0 +1,334 @@
+"""Pictures from the tidy table alone. Agg, no window, colours of Okabe and Ito, and a marker and a
+line style per provider, so that no curve is told apart by colour only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .results import Results, Row
+from .summary import OURS, speedups
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw"]
+
+# colour, marker, line style
+STYLES = {
+    ("tritonbn", "nchw"): ("#D55E00", "o", "-"),
+    ("tritonbn", "nhwc"): ("#E69F00", "s", "-"),
+    ("torch", "nchw"): ("#0072B2", "^", "--"),
+    ("torch channels_last", "nhwc"): ("#56B4E9", "v", "--"),
+    ("torch.compile", "nchw"): ("#009E73", "D", "-."),
+    ("torch.compile", "nhwc"): ("#CC79A7", "P", "-."),
+    ("copy", "nchw"): ("#000000", "", ":"),
+}
+DTYPES = ("fp32", "fp16", "bf16", "fp64")
+_DTYPE_COLOURS = {"fp32": "#0072B2", "fp16": "#E69F00", "bf16": "#009E73", "fp64": "#CC79A7"}
+_HATCHES = {"fp32": "", "fp16": "//", "bf16": "..", "fp64": "xx"}
+_DPI = 120
+_MODES = {
+    "forward_train": "training forward",
+    "backward_train": "training backward",
+    "forward_eval": "eval forward",
+    "backward_eval": "eval backward",
+}
+
+
+def draw(results: Results, folder: Path) -> dict[str, Path]:
+    """Draw every picture that the rows allow into `folder`; name -> file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Figure] = {}
+    rows = results.rows
+    for mode in ("forward_train", "backward_train"):
+        for axis in ("batch", "channels"):
+            lines = _line_rows(rows, mode, axis)
+            if lines:
+                figures[f"throughput-{mode}-{axis}"] = _throughput(lines, mode, axis)
+    ratios = [item for item in speedups(rows) if item.case.job == "resnet50"]
+    if ratios:
+        figures["resnet50-speedup"] = _resnet50(ratios)
+    accuracy = [row for row in rows if row.job == "accuracy" and row.value is not None]
+    if any(row.provider == OURS for row in accuracy):
+        figures["accuracy"] = _accuracy(accuracy)
+    losses = [row for row in rows if row.job == "training" and row.quantity == "loss"]
+    if losses:
+        figures["training"] = _training(losses)
+    traffic = [row for row in rows if row.job == "traffic"]
+    if traffic:
+        figures["traffic"] = _traffic(traffic)
+    files = {}
+    for name, figure in figures.items():
+        files[name] = folder / f"{name}.png"
+        # without the software's version the same rows give the same file
+        figure.savefig(files[name], dpi=_DPI, metadata={"Software": None})
+    return files
+
+
+def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _line_rows(rows: Sequence[Row], mode: str, axis: str) -> list[Row]:
+    """Throughput along one line of the sweep."""
+    origin = {"batch": 256, "channels": 32}
+    other = {"batch": "channels", "channels": "batch"}[axis]
+    return [
+        row
+        for row in rows
+        if row.job == "sweep"
+        and row.mode == mode
+        and row.quantity == "throughput"
+        and row.space == 784
+        and getattr(row, other) == origin[axis]
+    ]
+
+
+def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
+    dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
+    figure, panels = _figure(len(dtypes), 1, 5.2 * len(dtypes), 5.6)
+    for dtype, panel in zip(dtypes, panels[0], strict=True):
+        for (provider, layout), (colour, marker, style) in STYLES.items():
+            curve = _curve(rows, provider, layout, dtype, axis)
+            if not curve:
+                continue
+            where = [getattr(row, axis) for row in curve]
+            panel.plot(
+                where,
+                [row.value for row in curve],
+                color=colour,
+                marker=marker or None,
+                linestyle=style,
+                markersize=5,
+                label=_label(curve),
+            )
+            panel.fill_between(
+                where,
+                [row.low for row in curve],
+                [row.high for row in curve],
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+        _log_axis(panel, sorted({getattr(row, axis) for row in rows}))
+        panel.set_title(dtype)
+        panel.set_xlabel({"batch": "batch size N", "channels": "channels C"}[axis])
+        panel.set_ylim(bottom=0)
+        panel.grid(True, alpha=0.3)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=8, ncols=2)
+    panels[0][0].set_ylabel("throughput: floor bytes / time, GB/s")
+    fixed = {"batch": "C = 256, plane 28 x 28", "channels": "N = 32, plane 28 x 28"}[axis]
+    figure.suptitle(f"BatchNorm {_MODES[mode]}, {fixed}; cold caches, band 20 to 80 %; measured")
+    return figure
+
+
+def _curve(rows: Sequence[Row], provider: str, layout: str, dtype: str, axis: str) -> list[Row]:
+    found = [
+        row for row in rows if (row.provider, row.layout, row.dtype) == (provider, layout, dtype)
+    ]
+    return sorted(found, key=lambda row: float(getattr(row, axis)))
+
+
+def _label(curve: Sequence[Row]) -> str:
+    """Provider, layout where the name does not say it, and every backend that ran."""
+    first = curve[0]
+    backends = " / ".join(dict.fromkeys(row.backend for row in curve))
+    if first.provider == "copy":
+        return "device copy of the floor bytes"
+    layout = "" if first.provider.startswith("torch channels") else f" {first.layout}"
+    return f"{first.provider}{layout} ({backends})"
+
+
+def _log_axis(panel: Axes, values: Sequence[int]) -> None:
+    """A logarithmic axis with a tick at each measured value, thinned so that none touch."""
+    panel.set_xscale("log", base=2)
+    ticks: list[int] = []
+    for value in values:
+        if not ticks or math.log2(value / ticks[-1]) >= 0.99:
+            ticks.append(value)
+    panel.set_xticks(ticks, [str(value) for value in ticks], fontsize=8)
+    panel.minorticks_off()
+
+
+def _resnet50(ratios: Sequence[Any]) -> Figure:
+    modes = list(dict.fromkeys(item.case.mode for item in ratios))
+    rivals = list(dict.fromkeys((item.rival, item.case.layout) for item in ratios))
+    figure, panels = _figure(len(modes), len(rivals), 7.5 * len(modes), 3.4 * len(rivals))
+    for line, (rival, layout) in zip(panels, rivals, strict=True):
+        for mode, panel in zip(modes, line, strict=True):
+            chosen = [
+                item
+                for item in ratios
+                if (item.rival, item.case.layout, item.case.mode) == (rival, layout, mode)
+            ]
+            _bars(panel, chosen)
+            panel.set_title(f"{_MODES[mode]}, {layout}, against {rival}", fontsize=10)
+        line[0].set_ylabel("time of rival / ours")
+    batch = ratios[0].case.batch
+    figure.suptitle(f"Speedup on ResNet-50's BatchNorm shapes, N = {batch}; above 1 we are faster")
+    return figure
+
+
+def _bars(panel: Axes, chosen: Sequence[Any]) -> None:
+    shapes = list(dict.fromkeys((item.case.channels, item.case.space) for item in chosen))
+    dtypes = [dtype for dtype in DTYPES if any(item.case.dtype == dtype for item in chosen)]
+    width = 0.8 / max(len(dtypes), 1)
+    for index, dtype in enumerate(dtypes):
+        found = {
+            (item.case.channels, item.case.space): item
+            for item in chosen
+            if item.case.dtype == dtype
+        }
+        backends = " / ".join(dict.fromkeys(item.backend for item in found.values()))
+        where = [shapes.index(shape) + (index - (len(dtypes) - 1) / 2) * width for shape in found]
+        panel.bar(
+            where,
+            [item.ratio for item in found.values()],
+            width,
+            color=_DTYPE_COLOURS[dtype],
+            hatch=_HATCHES[dtype],
+            edgecolor="white",
+            label=f"{dtype} against {backends}",
+        )
+    panel.axhline(1.0, color="black", linewidth=1)
+    names = [f"{channels}\n{math.isqrt(space)}²" for channels, space in shapes]
+    panel.set_xticks(range(len(shapes)), names, fontsize=8)
+    panel.margins(x=0.01)
+    # room for the legend above the bars
+    panel.set_ylim(0, 1.3 * max(1.0, *(item.ratio for item in chosen)))
+    panel.legend(fontsize=8, ncols=len(dtypes), loc="upper left")
+    panel.grid(True, axis="y", alpha=0.3)
+
+
+def _accuracy(rows: Sequence[Row]) -> Figure:
+    """Error against conditioning: largest over layouts, ours, torch's and the bound."""
+    dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
+    quantities = [
+        ("error of y", "forward_train"),
+        ("error of dx", "backward_train"),
+        ("error of dgamma", "backward_train"),
+    ]
+    figure, panels = _figure(len(dtypes), len(quantities), 3.6 * len(dtypes), 8.6)
+    data = list(dict.fromkeys(row.data for row in rows))
+    for line, (quantity, mode) in zip(panels, quantities, strict=True):
+        for dtype, panel in zip(dtypes, line, strict=True):
+            chosen = [
+                row
+                for row in rows
+                if (row.quantity, row.mode, row.dtype) == (quantity, mode, dtype)
+            ]
+            _errors(panel, chosen, data)
+            panel.set_title(f"{quantity}, {dtype}", fontsize=10)
+        line[0].set_ylabel("largest absolute error")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.suptitle("Error against float64, largest over the layouts; measured")
+    return figure
+
+
+def _errors(panel: Axes, chosen: Sequence[Row], data: Sequence[str]) -> None:
+    series = (
+        ("tritonbn", lambda row: row.value, OURS, "#D55E00", "o"),
+        ("torch", lambda row: row.value, "torch", "#0072B2", "^"),
+        ("bound for tritonbn", lambda row: row.bound, OURS, "#000000", "_"),
+    )
+    smallest = [row.value for row in chosen if row.value]
+    # an exact result has no logarithm: it is drawn on the lower edge
+    floor = min(smallest) / 4 if smallest else 1e-18
+    for label, figure_of, provider, colour, marker in series:
+        where, values = [], []
+        for index, name in enumerate(data):
+            found = [
+                figure_of(row) for row in chosen if row.provider == provider and row.data == name
+            ]
+            found = [value for value in found if value is not None]
+            if found:
+                where.append(index)
+                values.append(max(max(found), floor))
+        size = 14 if marker == "_" else 6
+        panel.plot(
+            where,
+            values,
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            markersize=size,
+            markeredgewidth=2 if marker == "_" else 1,
+            fillstyle="none" if marker == "^" else "full",
+            label=label,
+        )
+    panel.set_yscale("log")
+    names = [name.replace("mean/std=", "m/s ") for name in data]
+    panel.set_xticks(range(len(data)), names, fontsize=8, rotation=35, ha="right")
+    panel.set_xlim(-0.5, len(data) - 0.5)
+    panel.grid(True, alpha=0.3)
+
+
+def _training(losses: Sequence[Row]) -> Figure:
+    figure, panels = _figure(1, 2, 7.0, 6.0)
+    top, bottom = panels[0][0], panels[1][0]
+    theirs = [row.value or 0.0 for row in losses if row.provider == "torch"]
+    ours = [row.value or 0.0 for row in losses if row.provider == OURS]
+    top.plot(theirs, color="#0072B2", linewidth=4, alpha=0.5, label="torch's layers")
+    top.plot(ours, color="#D55E00", marker="o", markersize=4, linestyle="--", label="converted")
+    top.set_ylabel("cross entropy")
+    top.legend()
+    gaps = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
+    seen = [(step, gap) for step, gap in enumerate(gaps) if gap > 0]
+    bottom.plot(*zip(*seen, strict=True), "o-", color="#D55E00", markersize=4) if seen else None
+    bottom.axhline(5e-3, color="black", linestyle=":", label="allowed")
+    bottom.set_yscale("log")
+    bottom.set_ylabel("gap of the losses")
+    bottom.set_xlabel("step")
+    bottom.legend()
+    for panel in (top, bottom):
+        panel.grid(True, alpha=0.3)
+    figure.suptitle(f"SimpleCNN on digits, fp32, kernels by {losses[-1].backend}; measured")
+    return figure
+
+
+def _traffic(rows: Sequence[Row]) -> Figure:
+    """Bytes of all layers in a training step; hatched, because no device counted them."""
+    dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
+    figure, panels = _figure(len(dtypes), 1, 4.6 * len(dtypes), 4.2)
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    colours = {"forward_train": "#56B4E9", "backward_train": "#E69F00"}
+    for dtype, panel in zip(dtypes, panels[0], strict=True):
+        bottoms = [0.0] * len(providers)
+        for mode, colour in colours.items():
+            sums = [
+                sum(
+                    (row.value or 0.0) * (row.count or 1) / 1e9
+                    for row in rows
+                    if (row.provider, row.mode, row.dtype) == (provider, mode, dtype)
+                )
+                for provider in providers
+            ]
+            panel.bar(
+                providers,
+                sums,
+                0.6,
+                bottom=bottoms,
+                color=colour,
+                hatch="//",
+                edgecolor="white",
+                label=_MODES[mode],
+            )
+            bottoms = [bottom + value for bottom, value in zip(bottoms, sums, strict=True)]
+        for index, total in enumerate(bottoms):
+            panel.text(index, total, f"{total:.2f}", ha="center", va="bottom")
+        panel.set_ylim(0, 1.15 * max(bottoms))
+        panel.set_title(dtype)
+    panels[0][0].set_ylabel("GB per training step")
+    panels[0][-1].legend(fontsize=8, loc="upper left")
+    figure.suptitle(
+        f"BatchNorm of ResNet-50, N = {rows[0].batch}: modelled by formula, not measured"
+    )
+    return figure

@@ -1,0 +1,49 @@
+"""A progress bar on a terminal, a line per job elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["progress"]
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function to be called after each of `total` pieces of work; what it shows goes to stderr.
+
+    Args:
+        name: of the work
+        total: pieces of work
+    """
+    if not sys.stderr.isatty():
+        yield from _line(name, total)
+        return
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    except ImportError:
+        yield from _line(name, total)
+        return
+    from rich.console import Console
+
+    columns = (f"{name:<10}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _line(name: str, total: int) -> Iterator[Callable[[], None]]:
+    started = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+
+    try:
+        yield advance
+    finally:
+        seconds = time.monotonic() - started
+        print(f"{name}: {done} of {total} in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,242 @@
+"""The index page of a report, in Markdown with its pictures, from the tidy table alone.
+
+Every section says whether its figures are measured, or modelled by formula; what ran in the
+interpreter is never called a speed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .environment import device_name
+from .plots import draw
+from .results import COLUMNS, Results
+from .summary import OURS, failed, geomean, network_times, speedups, times, verdict
+from .tables import case_table, error_tables, folded, markdown_table
+
+__all__ = ["write_report"]
+
+_ENVIRONMENT = {
+    "date": "date",
+    "command": "command",
+    "device": "kernels ran on",
+    "gpu": "GPU",
+    "compute_capability": "compute capability",
+    "sm_count": "SMs",
+    "l2_bytes": "L2, bytes",
+    "driver": "driver",
+    "power_limit_w": "power limit, W",
+    "max_sm_clock_mhz": "highest SM clock, MHz",
+    "torch": "torch",
+    "cudnn": "cuDNN",
+    "triton": "triton",
+    "triton_fp_fusion": "TRITON_DEFAULT_FP_FUSION",
+    "python": "Python",
+    "system": "system",
+    "cpu": "CPU",
+    "cores": "cores",
+    "commit": "commit",
+    "dirty": "uncommitted changes",
+}
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Draw the pictures, write `results.csv` and `index.md`, and return the path of the page.
+
+    Raises:
+        ImportError: pandas or matplotlib is missing
+    """
+    pictures = draw(results, folder / "pictures")
+    results.write_csv(folder)
+    links = {name: path.relative_to(folder).as_posix() for name, path in pictures.items()}
+    sections = [
+        _top(results),
+        _machine(results),
+        _speed(results, links),
+        _resnet50(results, links),
+        _vectors(results),
+        _accuracy(results, links),
+        _training(results, links),
+        _traffic(results, links),
+        _failures(results),
+        _files(),
+    ]
+    page = folder / "index.md"
+    page.write_text("\n\n".join(text for text in sections if text) + "\n")
+    return page
+
+
+def _picture(links: dict[str, str], name: str, words: str) -> str:
+    return f"![{words}]({links[name]})" if name in links else ""
+
+
+def _section(title: str, *parts: str) -> str:
+    return "\n\n".join([f"## {title}", *[part for part in parts if part]])
+
+
+def _top(results: Results) -> str:
+    date = str(results.environment.get("date") or "").split(" ")[0]
+    lines = [f"# tritonbn on {device_name(results.environment)}, {date}"]
+    lines += [
+        f"- **{sentence}**" if i == 0 else f"- {sentence}"
+        for i, sentence in enumerate(verdict(results))
+    ]
+    return f"{lines[0]}\n\n" + "\n".join(lines[1:])
+
+
+def _machine(results: Results) -> str:
+    known = [
+        (words, results.environment[name])
+        for name, words in _ENVIRONMENT.items()
+        if results.environment.get(name) not in (None, "")
+    ]
+    how = (
+        "Correctness comes before speed: a result that breaks the bound gets no figure. "
+        "The bound: twice (torch's own error + one rounding of the largest value), for sums "
+        "twice `eps * sqrt(m) * rms(summand)` more. Outputs are filled with NaN before a kernel "
+        "writes them."
+    )
+    if times(results.rows):
+        how += (
+            " Device time by CUDA events with cold caches (a buffer of max(256 MB, 4 x L2) is "
+            "read before every sample, and the device waits until the call is issued); random "
+            "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
+            "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
+            "kernel that reads twice shows fewer. Clocks were not locked."
+        )
+    return _section("Machine and method", markdown_table(("", "value"), known), how)
+
+
+def _speed(results: Results, links: dict[str, str]) -> str:
+    groups: dict[tuple[str, ...], list[float]] = {}
+    backends: dict[tuple[str, ...], set[str]] = {}
+    for item in speedups(results.rows):
+        groups.setdefault(item.group, []).append(item.ratio)
+        backends.setdefault(item.group, set()).add(item.backend)
+    pictures = [
+        _picture(links, name, f"Measured {name.replace('-', ' ')}")
+        for name in sorted(links)
+        if name.startswith("throughput")
+    ]
+    if not groups:
+        return ""
+    table = markdown_table(
+        ("job", "mode", "dtype", "layout", "rival", "ran", "geomean", "least", "most", "cases"),
+        [
+            (
+                *group,
+                " / ".join(sorted(backends[group])),
+                geomean(ratios),
+                min(ratios),
+                max(ratios),
+                len(ratios),
+            )
+            for group, ratios in sorted(groups.items())
+        ],
+    )
+    note = "Ratio = time of the rival / time of tritonbn; above 1 tritonbn is faster."
+    return _section("Speed (measured)", note, table, *pictures)
+
+
+def _resnet50(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "resnet50"]
+    if not times(rows):
+        return ""
+    totals = network_times(rows)
+    providers = list(dict.fromkeys(key[3] for key in totals))
+    groups = list(dict.fromkeys(key[:3] for key in totals))
+    table = markdown_table(
+        ("mode", "dtype", "layout", *[f"{provider}, ms" for provider in providers]),
+        [(*group, *[totals.get((*group, provider)) for provider in providers]) for group in groups],
+    )
+    note = "Device time of all 53 BatchNorm layers: time of each shape x number of layers."
+    picture = _picture(links, "resnet50-speedup", "Measured speedup by shape")
+    return _section("ResNet-50 (measured)", note, table, picture, case_table(rows))
+
+
+def _vectors(results: Results) -> str:
+    rows = [
+        row
+        for row in results.rows
+        if row.job == "sweep" and (row.layout == "nc" or row.data == "digits")
+    ]
+    if not times(rows):
+        return ""
+    return _section("Without a plane, and real activations (measured)", case_table(rows))
+
+
+def _accuracy(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "accuracy" and row.value is not None]
+    ours = next((row for row in rows if row.provider == OURS), None)
+    rival = next((row for row in rows if row.provider == "torch"), None)
+    if ours is None or rival is None:
+        return ""
+    note = (
+        "For each result and dtype the input that comes nearest to its bound; `at least as near` "
+        "is the share of all inputs on which tritonbn is at least as near to float64 as torch. "
+        "running_mean in units of the channel's std. "
+        f"tritonbn by {ours.backend}, torch by {rival.backend}."
+    )
+    worst, every = error_tables(rows)
+    picture = _picture(links, "accuracy", "Measured error against float64")
+    return _section("Accuracy (measured)", note, worst, picture, folded("All results", every))
+
+
+def _training(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "training"]
+    figures = [row for row in rows if row.step is None and row.value is not None]
+    if not figures:
+        return ""
+    note = (
+        f"The guide's SimpleCNN ({figures[0].origin}) on handwritten digits, twice from the same "
+        "weights with the same batches: torch's BatchNorm layers, and `tritonbn.convert` of them."
+    )
+    table = markdown_table(
+        ("quantity", "value", "allowed"), [(row.quantity, row.value, row.bound) for row in figures]
+    )
+    return _section(
+        "Training on real data (measured)",
+        note,
+        table,
+        _picture(links, "training", "Measured losses of both networks"),
+    )
+
+
+def _traffic(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "traffic"]
+    if not rows:
+        return ""
+    note = (
+        "By formula, not measured: bytes that the 53 BatchNorm layers of ResNet-50 move in one "
+        "training step. The floor reads x once forward (1R + 1W) and x and dy once backward "
+        "(2R + 1W); kernels that read twice, ours of today and torch's, move 2R + 1W and 4R + 1W."
+    )
+    return _section(
+        "Traffic (modelled)", note, _picture(links, "traffic", "Modelled bytes per training step")
+    )
+
+
+def _failures(results: Results) -> str:
+    rows = failed(results.rows)
+    if not rows:
+        return _section("Failures and skips", "None.")
+    table = markdown_table(
+        ("job", "case", "provider", "status", "reason"),
+        [
+            (row.job, f"`{row.case}` {row.data}", row.provider, row.status, row.reason)
+            for row in rows
+        ],
+    )
+    return _section("Failures and skips", table)
+
+
+def _files() -> str:
+    meanings = markdown_table(
+        ("column", "meaning"), [(f"`{name}`", meaning) for name, meaning in COLUMNS.items()]
+    )
+    note = (
+        "`results.json` is the truth (schema, environment, rows), `results.csv` the same rows "
+        "with the environment's versions repeated; `tritonbn-bench report DIR` draws this page "
+        "from them without measuring anything."
+    )
+    return _section("Files", note, folded("Columns", meanings))

@@ -1,0 +1,175 @@
+"""What the rows amount to: verdicts, ratios to rivals, totals over a network. Plain Python."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .environment import Environment
+from .results import Results, Row
+
+__all__ = [
+    "NO_SPEED",
+    "Speedup",
+    "exit_code",
+    "failed",
+    "geomean",
+    "network_times",
+    "speedups",
+    "verdict",
+]
+
+OURS = "tritonbn"
+NO_SPEED = (
+    "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
+    "about a GPU."
+)
+# exit codes of a run
+PASSED, FAILED_ACCURACY = 0, 4
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Time of a rival over ours for one case; above 1 we are faster."""
+
+    case: Row
+    rival: str
+    backend: str
+    ratio: float
+
+    @property
+    def group(self) -> tuple[str, str, str, str, str]:
+        """What ratios are averaged over: job, mode, dtype, layout, rival."""
+        case = self.case
+        return (case.job, case.mode, case.dtype, case.layout, self.rival)
+
+
+def geomean(values: Iterable[float]) -> float:
+    """Geometric mean of positive values.
+
+    Raises:
+        ValueError: there are none
+    """
+    logs = [math.log(value) for value in values]
+    if not logs:
+        raise ValueError("expected at least one value, got none")
+    return math.exp(sum(logs) / len(logs))
+
+
+def times(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
+    """Rows of device time that have a figure, by job, case and provider."""
+    return {
+        (row.job, row.case, row.provider): row
+        for row in rows
+        if row.quantity == "time" and row.value is not None
+    }
+
+
+def speedups(rows: Iterable[Row]) -> list[Speedup]:
+    """The ratio of every rival to tritonbn, case by case; the copy is a ceiling and no rival."""
+    found = times(rows)
+    ratios = []
+    for (job, case, provider), row in found.items():
+        ours = found.get((job, case, OURS))
+        if ours is None or provider in (OURS, "copy"):
+            continue
+        if ours.value and row.value:
+            ratios.append(Speedup(ours, provider, row.backend, row.value / ours.value))
+    return ratios
+
+
+def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
+    """Device ms that all BatchNorm layers of ResNet-50 take, by mode, dtype, layout, provider.
+
+    Only providers that have a figure for every shape are summed.
+    """
+    sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
+    shapes: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    for row in times(rows).values():
+        if row.job == "resnet50" and row.value is not None:
+            key = (row.mode, row.dtype, row.layout, row.provider)
+            sums[key] += row.value * (row.count or 1)
+            shapes[key] += 1
+    most: dict[tuple[str, str, str], int] = defaultdict(int)
+    for key, count in shapes.items():
+        most[key[:3]] = max(most[key[:3]], count)
+    return {key: value for key, value in sums.items() if shapes[key] == most[key[:3]]}
+
+
+def failed(rows: Iterable[Row]) -> list[Row]:
+    """Rows without a figure that should have one."""
+    return [row for row in rows if row.status != "ok"]
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 if every check of tritonbn passed, 4 if one is red; a rival's failure is only listed."""
+    red = any(row.status == "failed" and row.provider == OURS for row in rows)
+    return FAILED_ACCURACY if red else PASSED
+
+
+def verdict(results: Results) -> list[str]:
+    """The report in a few sentences, what matters most first."""
+    rows = results.rows
+    sentences = []
+    if not times(rows):
+        sentences.append(_no_speed(results.environment))
+    sentences += _speed_sentences(rows)
+    sentences += _accuracy_sentences(rows)
+    sentences += _training_sentences(rows)
+    wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
+    if wrong:
+        sentences.append(f"{len(wrong)} figures are missing: see failures and skips.")
+    return sentences
+
+
+def _no_speed(environment: Environment) -> str:
+    if environment.get("device") == "cuda":
+        return "No speed was measured in this run."
+    return NO_SPEED
+
+
+def _speed_sentences(rows: Sequence[Row]) -> list[str]:
+    by_rival: Mapping[tuple[str, str], list[float]] = defaultdict(list)
+    for item in speedups(rows):
+        name = f"{item.rival} ({item.backend})"
+        by_rival[(item.case.mode, name)].append(item.ratio)
+    return [
+        f"Speed, {mode.replace('_', ' ')}: {geomean(ratios):.2f} x {rival} in the geometric mean "
+        f"of {len(ratios)} cases ({min(ratios):.2f} to {max(ratios):.2f})."
+        for (mode, rival), ratios in sorted(by_rival.items())
+    ]
+
+
+def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:
+    ours = [row for row in rows if row.job == "accuracy" and row.provider == OURS]
+    if not ours:
+        return []
+    good = [row for row in ours if row.status == "ok"]
+    shares = [(row.value / row.bound, row) for row in good if row.value is not None and row.bound]
+    sentence = f"Accuracy: {len(good)} of {len(ours)} results keep the bound"
+    if shares:
+        share, worst = max(shares, key=lambda pair: pair[0])
+        sentence += (
+            f"; the nearest to it reaches {share:.0%} ({worst.quantity}, {worst.dtype}, "
+            f"{worst.layout}, {worst.data})"
+        )
+    return [f"{sentence}."]
+
+
+def _training_sentences(rows: Sequence[Row]) -> list[str]:
+    figures = {row.quantity: row for row in rows if row.job == "training" and row.step is None}
+    gap = figures.get("largest loss gap")
+    if gap is None:
+        return []
+    if gap.value is None:
+        return [f"Training: not compared ({gap.reason})."]
+    steps = 1 + max(row.step for row in rows if row.job == "training" and row.step is not None)
+    launches = figures["kernel launches"].value or 0
+    outcome = "agree" if gap.status == "ok" else "DISAGREE"
+    return [
+        f"Training: converted and unconverted SimpleCNN {outcome} over {steps} steps on digits; "
+        f"largest loss gap {gap.value:.2g}, allowed {gap.bound:g}; "
+        f"{launches:.0f} launches of our kernels."
+    ]

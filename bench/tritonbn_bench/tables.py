@@ -1,0 +1,152 @@
+"""Markdown tables of the report: cells, one line per case, worst results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .results import Row
+from .summary import OURS, times
+
+__all__ = ["case_table", "error_tables", "folded", "markdown_table"]
+
+
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    cells = [[_cell(value) for value in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [list(head), marks, *cells])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e4 or abs(value) >= 1e6 else f"{value:.0f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
+
+
+def case_table(rows: Sequence[Row]) -> str:
+    """One line per case: time of every provider in us, the backend where torch chose it."""
+    found = times(rows)
+    cases = list(dict.fromkeys(case for _, case, _ in found))
+    by_case = {(case, provider): row for (_, case, provider), row in found.items()}
+    lines = []
+    for case in cases:
+        rivals = [name for name in ("torch", "torch channels_last") if (case, name) in by_case]
+        rival = by_case.get((case, rivals[0])) if rivals else None
+        ours, compiled = by_case.get((case, OURS)), by_case.get((case, "torch.compile"))
+        copy = by_case.get((case, "copy"))
+        first = next(row for row in (ours, rival, compiled, copy) if row is not None)
+        lines.append(
+            (
+                f"`{case}`",
+                first.count,
+                _micro(ours),
+                _micro(rival),
+                rival.backend if rival else None,
+                _micro(compiled),
+                _micro(copy),
+                _ratio(rival, ours),
+                _percent(copy, ours),
+            )
+        )
+    head = (
+        "case",
+        "layers",
+        "tritonbn, us",
+        "torch, us",
+        "torch ran",
+        "compile, us",
+        "copy, us",
+        "torch / tritonbn",
+        "% of copy",
+    )
+    return folded("Every case", markdown_table(head, lines))
+
+
+def _micro(row: Row | None) -> float | None:
+    return None if row is None or row.value is None else 1e3 * row.value
+
+
+def _ratio(first: Row | None, second: Row | None) -> float | None:
+    if first is None or second is None or not first.value or not second.value:
+        return None
+    return first.value / second.value
+
+
+def _percent(copy: Row | None, ours: Row | None) -> str | None:
+    ratio = _ratio(copy, ours)
+    return None if ratio is None else f"{ratio:.0%}"
+
+
+def _figure_key(row: Row) -> tuple[str, str, str]:
+    return (row.case, row.data, row.quantity)
+
+
+def _share(row: Row) -> float:
+    """How much of its bound an error takes; an exact result takes nothing."""
+    return row.value / row.bound if row.value and row.bound else 0.0
+
+
+def _at_least_as_near(
+    ours: Sequence[Row], torchs: dict[tuple[str, str, str], Row], group: Row
+) -> str:
+    pairs = [
+        (row.value or 0.0, torchs[_figure_key(row)].value or 0.0)
+        for row in ours
+        if (row.quantity, row.dtype) == (group.quantity, group.dtype)
+    ]
+    return f"{sum(mine <= theirs for mine, theirs in pairs) / len(pairs):.0%}"
+
+
+def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
+    """For each result and dtype the input nearest to its bound; and every result.
+
+    Args:
+        rows: of the accuracy job, of tritonbn and of torch, with a figure
+    """
+    ours = [row for row in rows if row.provider == OURS]
+    torchs = {_figure_key(row): row for row in rows if row.provider == "torch"}
+    worst: dict[tuple[str, str], Row] = {}
+    for row in ours:
+        group = (_result(row), row.dtype)
+        if group not in worst or _share(row) > _share(worst[group]):
+            worst[group] = row
+    head = ("result", "dtype", "tritonbn", "torch", "bound", "of bound", "at least as near")
+    lines = [
+        (
+            *group,
+            row.value,
+            torchs[_figure_key(row)].value,
+            row.bound,
+            f"{_share(row):.0%}",
+            _at_least_as_near(ours, torchs, row),
+            row.mode,
+            row.layout,
+            row.data,
+        )
+        for group, row in sorted(worst.items())
+    ]
+    every = [
+        (
+            f"`{row.case}`",
+            row.data,
+            _result(row),
+            row.value,
+            torchs[_figure_key(row)].value,
+            row.bound,
+        )
+        for row in ours
+    ]
+    return (
+        markdown_table((*head, "mode", "layout", "data"), lines),
+        markdown_table(("case", "data", "result", "tritonbn", "torch", "bound"), every),
+    )
+
+
+def _result(row: Row) -> str:
+    return row.quantity.removeprefix("error of ")
