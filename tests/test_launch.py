@@ -1,0 +1,145 @@
+"""The launcher's two paths: Triton's dispatcher, and the compiled kernel's own `run`."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tritonbn_kernels import batch_norm_backward, batch_norm_forward, clear_cache, launch
+from tritonbn_kernels.launch import Launch, record_launches
+
+
+class _Compiled:
+    """Stands for Triton's compiled kernel: notes the arguments of its direct launches."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Any, ...]] = []
+
+    def run(self, *arguments: Any) -> None:
+        self.runs.append(arguments)
+
+
+class _Kernel:
+    """Stands for a jitted kernel: notes the calls that go through the dispatcher."""
+
+    def __init__(self) -> None:
+        self.compiled = _Compiled()
+        self.dispatched: list[tuple[Any, ...]] = []
+        self.fn = SimpleNamespace(__name__="some_kernel")
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def call(*arguments: Any, **constants: Any) -> _Compiled:
+            self.dispatched.append((grid, arguments, constants))
+            return self.compiled
+
+        return call
+
+
+class _Driver:
+    """Stands for the active driver, on stream 77."""
+
+    class active:
+        @staticmethod
+        def get_current_stream(device: int) -> int:
+            assert device == 5
+            return 77
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> _Kernel:
+    monkeypatch.setattr(launch, "interpreted", lambda kernel: False)
+    monkeypatch.setattr(launch, "triton_driver", _Driver)
+    return _Kernel()
+
+
+def _launch(kernel: _Kernel) -> Launch:
+    return Launch(kernel, 5, 12, {"BLOCK": 64, "FLAG": True}, 4)
+
+
+def test_second_call_runs_the_compiled_kernel_with_raw_pointers(kernel: _Kernel) -> None:
+    launched, x = _launch(kernel), torch.zeros(64)
+    launched(x, None, 3, 0.5)
+    launched(x, None, 4, 0.5)
+    assert kernel.dispatched == [
+        ((12, 1, 1), (x, None, 3, 0.5), {"BLOCK": 64, "FLAG": True, "num_warps": 4})
+    ]
+    [run] = kernel.compiled.runs
+    assert run == (
+        *(12, 1, 1, 77, "function", "metadata", None, None, None),
+        *(x.data_ptr(), None, 4, 0.5),
+        *(64, True),
+    )
+
+
+def test_changed_alignment_is_noticed(kernel: _Kernel) -> None:
+    launched, x = _launch(kernel), torch.zeros(64)
+    launched(x)
+    launched(x[1:])
+    assert len(kernel.dispatched) == 2
+    assert kernel.compiled.runs == []
+    launched(x[4:])
+    assert len(kernel.dispatched) == 2
+    assert len(kernel.compiled.runs) == 1
+
+
+def test_a_kernel_compiled_for_unaligned_pointers_is_never_run_directly(kernel: _Kernel) -> None:
+    launched, x = _launch(kernel), torch.zeros(64)
+    launched(x[1:])
+    launched(x)
+    assert len(kernel.dispatched) == 2
+    assert kernel.compiled.runs == []
+    launched(x)
+    assert len(kernel.compiled.runs) == 1
+
+
+def test_the_environment_forces_the_dispatcher(
+    kernel: _Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITONBN_PLAIN_LAUNCH", "1")
+    launched, x = _launch(kernel), torch.zeros(64)
+    launched(x)
+    launched(x)
+    assert len(kernel.dispatched) == 2
+    assert kernel.compiled.runs == []
+
+
+def test_every_recorder_sees_every_launch_until_it_ends(kernel: _Kernel) -> None:
+    launched, x = _launch(kernel), torch.zeros(64)
+    with record_launches() as outer:
+        launched(x)
+        with record_launches() as inner:
+            launched(x)
+        launched(x)
+    launched(x)
+    assert [len(outer), len(inner)] == [3, 1]
+    [record] = inner
+    assert (record.kernel, record.grid, record.num_warps) == ("some_kernel", (12, 1, 1), 4)
+    assert record.constants == {"BLOCK": 64, "FLAG": True}
+    assert record.compiled is kernel.compiled
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "unaligned"])
+def test_both_paths_give_the_same_bits(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = torch.randn(4 * 6 * 64 + 1, device="cuda")
+    x = storage[offset : offset + 4 * 6 * 64].view(4, 6, 8, 8)
+    dy = torch.randn_like(x)
+    gamma, beta = torch.randn(2, 6, device="cuda").unbind()
+
+    def step() -> list[torch.Tensor | None]:
+        y, saved = batch_norm_forward(x, gamma, beta, None, None, None, True, 0.1, 1e-5)
+        return [y, saved, *batch_norm_backward(dy, x, gamma, saved, True, True, True, True)]
+
+    clear_cache()
+    step()
+    direct = step()
+    monkeypatch.setenv("TRITONBN_PLAIN_LAUNCH", "1")
+    clear_cache()
+    plain = step()
+    clear_cache()
+    for a, b in zip(direct, plain, strict=True):
+        assert a is not None and b is not None
+        assert torch.equal(a, b)
