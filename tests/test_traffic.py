@@ -34,5 +34,5 @@ def test_vectors_are_counted(mode: str) -> None:
 
 
 def test_unknown_mode_is_named() -> None:
-    with pytest.raises(ValueError, match="expected a mode of forward_train.*got 'train'"):
+    with pytest.raises(ValueError, match=r"expected a mode of forward_train.*got 'train'"):
         floor_bytes("train", 1, 1, 4)
