@@ -1,0 +1,88 @@
+"""Whole models made to use our BatchNorm layers, and back.
+
+A layer changes its class and nothing else: `module.__class__` is assigned, as torch's own lazy
+layers do when they materialise. The object stays, so Parameters, buffers, hooks and their order,
+training flags, attributes, optimizers, weak references and every place that names the layer stay
+as they are without being copied one by one, and the parent does not notice. This is sound because
+our classes add no state to torch's (see `modules._TritonBatchNorm`).
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
+
+__all__ = ["convert", "revert"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+_OURS: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.LazyBatchNorm1d: LazyBatchNorm1d,
+    nn.LazyBatchNorm2d: LazyBatchNorm2d,
+    nn.LazyBatchNorm3d: LazyBatchNorm3d,
+}
+_TORCHS: Mapping[type[nn.Module], type[nn.Module]] = {ours: torchs for torchs, ours in _OURS.items()}
+
+
+def convert(model: _Model) -> _Model:
+    """Make every torch BatchNorm layer of `model` one of ours, in place.
+
+    Converted are layers of exactly the classes `torch.nn.BatchNorm1d/2d/3d` and
+    `LazyBatchNorm1d/2d/3d`, parametrised ones included, `model` itself too. Left alone are
+    subclasses, SyncBatchNorm, quantised layers and a layer whose `forward` was replaced on the
+    object, which would go on calling torch's.
+
+    Args:
+        model: any module; each layer keeps its identity, Parameters, buffers, hooks and flags.
+
+    Returns:
+        `model` itself. `revert` is the exact inverse.
+
+    Mutates: the class of the converted layers.
+    """
+    return _change_classes(model, _OURS)
+
+
+def revert(model: _Model) -> _Model:
+    """Make every BatchNorm layer of ours in `model` torch's again, in place.
+
+    Args:
+        model: any module; layers of exactly our classes change, whether `convert` made them or not.
+
+    Returns:
+        `model` itself. `convert` is the exact inverse.
+
+    Mutates: the class of the reverted layers.
+    """
+    return _change_classes(model, _TORCHS)
+
+
+def _change_classes(
+    model: _Model, counterparts: Mapping[type[nn.Module], type[nn.Module]]
+) -> _Model:
+    """Give each module of `model` whose class is a key of `counterparts` the value as its class."""
+    for module in model.modules():
+        target = counterparts.get(type_before_parametrizations(module))
+        if target is None or "forward" in vars(module):
+            continue
+        found = type(module)
+        if found not in counterparts:
+            # torch made this class for the parametrised module; deep copies of the module share
+            # it, so it is rebuilt on the new base and not changed
+            target = type(f"Parametrized{target.__name__}", (target,), dict(vars(found)))
+        # mypy takes a class attribute for a method of nn.Module.__setattr__'s
+        module.__class__ = target
+    return model
