@@ -20,8 +20,9 @@ and for a mean of m terms, such as the batch statistics, that divided by m. The 
 
 The mean of a channel is judged in units of the channel's standard deviation, because that is the
 scale on which its error shifts the normalised output: error, oracle and torch's error are each
-divided by it, channel by channel, before the maximum is taken. A constant channel has no such
-scale and is judged in absolute terms.
+divided by it, channel by channel, before the maximum is taken. One rounding of a value of that
+scale, eps times the batch's share in the mean, is allowed even where the mean happens to be near
+zero. A constant channel has no such scale and is judged in absolute terms.
 """
 
 import math
@@ -89,7 +90,8 @@ def mean_budget(
     scaled = oracle if unit is None else oracle / unit
     count = summand.numel() // summand.shape[1]
     walk = _accumulation_eps(x_dtype) * _largest(rms) / math.sqrt(count)
-    rounding = torch.finfo(dtype).eps * _largest(scaled)
+    largest = _largest(scaled) if unit is None else max(_largest(scaled), _largest(rms))
+    rounding = torch.finfo(dtype).eps * largest
     return Budget(error(torch_value, oracle, unit), rounding, walk, unit)
 
 

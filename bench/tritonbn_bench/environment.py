@@ -50,10 +50,10 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def device_name(environment: Environment) -> str:
-    """What to call the machine in a title."""
-    if environment.get("gpu"):
-        return str(environment["gpu"])
-    return "no GPU (Triton's interpreter on the CPU)"
+    """Where it ran, for a title that begins with the name of what ran."""
+    if environment.get("device") == "cuda":
+        return f"on {environment['gpu']}"
+    return "without a GPU, in Triton's interpreter"
 
 
 def same_machine(first: Environment, second: Environment) -> list[str]:

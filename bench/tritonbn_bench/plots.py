@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .results import Results, Row
-from .summary import OURS, speedups
+from .summary import LARGEST_GAP, OURS, speedups, step_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,6 +107,7 @@ def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
                 marker=marker or None,
                 linestyle=style,
                 markersize=5,
+                fillstyle="none" if layout == "nhwc" else "full",
                 label=_label(curve),
             )
             panel.fill_between(
@@ -120,9 +121,11 @@ def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
         _log_axis(panel, sorted({getattr(row, axis) for row in rows}))
         panel.set_title(dtype)
         panel.set_xlabel({"batch": "batch size N", "channels": "channels C"}[axis])
-        panel.set_ylim(bottom=0)
         panel.grid(True, alpha=0.3)
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=8, ncols=2)
+    highest = max(row.high or 0.0 for row in rows)
+    for panel in panels[0]:
+        panel.set_ylim(0, 1.05 * highest)
     panels[0][0].set_ylabel("throughput: floor bytes / time, GB/s")
     fixed = {"batch": "C = 256, plane 28 x 28", "channels": "N = 32, plane 28 x 28"}[axis]
     figure.suptitle(f"BatchNorm {_MODES[mode]}, {fixed}; cold caches, band 20 to 80 %; measured")
@@ -170,9 +173,9 @@ def _resnet50(ratios: Sequence[Any]) -> Figure:
             ]
             _bars(panel, chosen)
             panel.set_title(f"{_MODES[mode]}, {layout}, against {rival}", fontsize=10)
-        line[0].set_ylabel("time of rival / ours")
+        line[0].set_ylabel("time of rival / tritonbn")
     batch = ratios[0].case.batch
-    figure.suptitle(f"Speedup on ResNet-50's BatchNorm shapes, N = {batch}; above 1 we are faster")
+    figure.suptitle(f"ResNet-50's BatchNorm shapes, N = {batch}; above 1 tritonbn is faster")
     return figure
 
 
@@ -229,43 +232,42 @@ def _accuracy(rows: Sequence[Row]) -> Figure:
         line[0].set_ylabel("largest absolute error")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle("Error against float64, largest over the layouts; measured")
+    figure.suptitle(
+        "Error against float64, largest over layouts, measured; a mark on the lower edge: exact"
+    )
     return figure
 
 
 def _errors(panel: Axes, chosen: Sequence[Row], data: Sequence[str]) -> None:
-    series = (
-        ("tritonbn", lambda row: row.value, OURS, "#D55E00", "o"),
-        ("torch", lambda row: row.value, "torch", "#0072B2", "^"),
-        ("bound for tritonbn", lambda row: row.bound, OURS, "#000000", "_"),
+    def largest(provider: str, name: str, column: str) -> float | None:
+        found = [
+            getattr(row, column) for row in chosen if (row.provider, row.data) == (provider, name)
+        ]
+        return max((value for value in found if value is not None), default=None)
+
+    series: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+        ("tritonbn", OURS, "value", {"marker": "o", "color": "#D55E00"}),
+        ("torch", "torch", "value", {"marker": "^", "color": "#0072B2", "fillstyle": "none"}),
+        (
+            "bound for tritonbn",
+            OURS,
+            "bound",
+            {"marker": "_", "color": "#000000", "markersize": 14, "markeredgewidth": 2},
+        ),
     )
-    smallest = [row.value for row in chosen if row.value]
-    # an exact result has no logarithm: it is drawn on the lower edge
-    floor = min(smallest) / 4 if smallest else 1e-18
-    for label, figure_of, provider, colour, marker in series:
-        where, values = [], []
-        for index, name in enumerate(data):
-            found = [
-                figure_of(row) for row in chosen if row.provider == provider and row.data == name
-            ]
-            found = [value for value in found if value is not None]
-            if found:
-                where.append(index)
-                values.append(max(max(found), floor))
-        size = 14 if marker == "_" else 6
-        panel.plot(
-            where,
-            values,
-            linestyle="none",
-            marker=marker,
-            color=colour,
-            markersize=size,
-            markeredgewidth=2 if marker == "_" else 1,
-            fillstyle="none" if marker == "^" else "full",
-            label=label,
-        )
+    for label, provider, column, style in series:
+        values = [largest(provider, name, column) for name in data]
+        seen = [value or math.nan for value in values]
+        panel.plot(range(len(data)), seen, linestyle="none", label=label, **style)
+        # a logarithmic axis has no zero: exact results stand on its lower edge
+        exact = [index for index, value in enumerate(values) if value == 0 and column == "value"]
+        edge = panel.get_xaxis_transform()
+        for index in exact:
+            panel.plot(
+                index, 0.0, transform=edge, clip_on=False, zorder=3, in_layout=False, **style
+            )
     panel.set_yscale("log")
-    names = [name.replace("mean/std=", "m/s ") for name in data]
+    names = [name.replace("=", " ") for name in data]
     panel.set_xticks(range(len(data)), names, fontsize=8, rotation=35, ha="right")
     panel.set_xlim(-0.5, len(data) - 0.5)
     panel.grid(True, alpha=0.3)
@@ -281,13 +283,16 @@ def _training(losses: Sequence[Row]) -> Figure:
     top.set_ylabel("cross entropy")
     top.legend()
     gaps = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
-    seen = [(step, gap) for step, gap in enumerate(gaps) if gap > 0]
-    bottom.plot(*zip(*seen, strict=True), "o-", color="#D55E00", markersize=4) if seen else None
-    bottom.axhline(5e-3, color="black", linestyle=":", label="allowed")
+    # a logarithmic axis has no zero
+    seen = [gap or math.nan for gap in gaps]
+    label = f"gap; equal to the last bit in {gaps.count(0.0)} of {len(gaps)} steps"
+    bottom.plot(seen, linestyle="none", marker="o", color="#D55E00", label=label)
+    bottom.axhline(LARGEST_GAP, color="black", linestyle=":", label="allowed")
     bottom.set_yscale("log")
     bottom.set_ylabel("gap of the losses")
     bottom.set_xlabel("step")
-    bottom.legend()
+    bottom.set_ylim(1e-8, 5e-2)
+    bottom.legend(loc="center right")
     for panel in (top, bottom):
         panel.grid(True, alpha=0.3)
     figure.suptitle(f"SimpleCNN on digits, fp32, kernels by {losses[-1].backend}; measured")
@@ -298,19 +303,14 @@ def _traffic(rows: Sequence[Row]) -> Figure:
     """Bytes of all layers in a training step; hatched, because no device counted them."""
     dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
     figure, panels = _figure(len(dtypes), 1, 4.6 * len(dtypes), 4.2)
+    highest = 0.0
     providers = list(dict.fromkeys(row.provider for row in rows))
     colours = {"forward_train": "#56B4E9", "backward_train": "#E69F00"}
+    moved = step_bytes(rows)
     for dtype, panel in zip(dtypes, panels[0], strict=True):
         bottoms = [0.0] * len(providers)
         for mode, colour in colours.items():
-            sums = [
-                sum(
-                    (row.value or 0.0) * (row.count or 1) / 1e9
-                    for row in rows
-                    if (row.provider, row.mode, row.dtype) == (provider, mode, dtype)
-                )
-                for provider in providers
-            ]
+            sums = [moved[(dtype, mode, provider)] / 1e9 for provider in providers]
             panel.bar(
                 providers,
                 sums,
@@ -324,8 +324,10 @@ def _traffic(rows: Sequence[Row]) -> Figure:
             bottoms = [bottom + value for bottom, value in zip(bottoms, sums, strict=True)]
         for index, total in enumerate(bottoms):
             panel.text(index, total, f"{total:.2f}", ha="center", va="bottom")
-        panel.set_ylim(0, 1.15 * max(bottoms))
+        highest = max(highest, *bottoms)
         panel.set_title(dtype)
+    for panel in panels[0]:
+        panel.set_ylim(0, 1.15 * highest)
     panels[0][0].set_ylabel("GB per training step")
     panels[0][-1].legend(fontsize=8, loc="upper left")
     figure.suptitle(

@@ -76,7 +76,7 @@ def _section(title: str, *parts: str) -> str:
 
 def _top(results: Results) -> str:
     date = str(results.environment.get("date") or "").split(" ")[0]
-    lines = [f"# tritonbn on {device_name(results.environment)}, {date}"]
+    lines = [f"# tritonbn {device_name(results.environment)}, {date}"]
     lines += [
         f"- **{sentence}**" if i == 0 else f"- {sentence}"
         for i, sentence in enumerate(verdict(results))
@@ -135,7 +135,7 @@ def _speed(results: Results, links: dict[str, str]) -> str:
         ],
     )
     note = "Ratio = time of the rival / time of tritonbn; above 1 tritonbn is faster."
-    return _section("Speed (measured)", note, table, *pictures)
+    return _section("Speed (measured)", note, *pictures, folded("Every group of cases", table))
 
 
 def _resnet50(results: Results, links: dict[str, str]) -> str:

@@ -11,9 +11,13 @@ __all__ = ["case_table", "error_tables", "folded", "markdown_table"]
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
-    cells = [[_cell(value) for value in line] for line in lines]
+    """A Markdown table: columns of numbers to the right, the others to the left."""
+    values = [list(line) for line in lines]
+    marks = []
+    for column in zip(*values, strict=True):
+        numbers = all(isinstance(value, int | float | None) for value in column)
+        marks.append("---:" if numbers else "---")
+    cells = [[_cell(value) for value in line] for line in values]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(head), marks, *cells])
 
 
