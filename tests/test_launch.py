@@ -56,42 +56,42 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> _Kernel:
 
 
 def _launch(kernel: _Kernel) -> Launch:
-    return Launch(kernel, 5, 12, {"BLOCK": 64, "FLAG": True}, 4)
+    return Launch(kernel, 5, 12, (3,), {"BLOCK": 64, "FLAG": True}, 4)
 
 
 def test_second_call_runs_the_compiled_kernel_with_raw_pointers(kernel: _Kernel) -> None:
     launched, x = _launch(kernel), torch.zeros(64)
-    launched(x, None, 3, 0.5)
-    launched(x, None, 4, 0.5)
+    launched((x, None), 0.5)
+    launched((x, None), 0.25)
     assert kernel.dispatched == [
         ((12, 1, 1), (x, None, 3, 0.5), {"BLOCK": 64, "FLAG": True, "num_warps": 4})
     ]
     [run] = kernel.compiled.runs
     assert run == (
         *(12, 1, 1, 77, "function", "metadata", None, None, None),
-        *(x.data_ptr(), None, 4, 0.5),
+        *(x.data_ptr(), None, 3, 0.25),
         *(64, True),
     )
 
 
 def test_changed_alignment_is_noticed(kernel: _Kernel) -> None:
     launched, x = _launch(kernel), torch.zeros(64)
-    launched(x)
-    launched(x[1:])
+    launched((x,))
+    launched((x[1:],))
     assert len(kernel.dispatched) == 2
     assert kernel.compiled.runs == []
-    launched(x[4:])
+    launched((x[4:],))
     assert len(kernel.dispatched) == 2
     assert len(kernel.compiled.runs) == 1
 
 
 def test_a_kernel_compiled_for_unaligned_pointers_is_never_run_directly(kernel: _Kernel) -> None:
     launched, x = _launch(kernel), torch.zeros(64)
-    launched(x[1:])
-    launched(x)
+    launched((x[1:],))
+    launched((x,))
     assert len(kernel.dispatched) == 2
     assert kernel.compiled.runs == []
-    launched(x)
+    launched((x,))
     assert len(kernel.compiled.runs) == 1
 
 
@@ -100,8 +100,8 @@ def test_the_environment_forces_the_dispatcher(
 ) -> None:
     monkeypatch.setenv("TRITONBN_PLAIN_LAUNCH", "1")
     launched, x = _launch(kernel), torch.zeros(64)
-    launched(x)
-    launched(x)
+    launched((x,))
+    launched((x,))
     assert len(kernel.dispatched) == 2
     assert kernel.compiled.runs == []
 
@@ -109,11 +109,11 @@ def test_the_environment_forces_the_dispatcher(
 def test_every_recorder_sees_every_launch_until_it_ends(kernel: _Kernel) -> None:
     launched, x = _launch(kernel), torch.zeros(64)
     with record_launches() as outer:
-        launched(x)
+        launched((x,))
         with record_launches() as inner:
-            launched(x)
-        launched(x)
-    launched(x)
+            launched((x,))
+        launched((x,))
+    launched((x,))
     assert [len(outer), len(inner)] == [3, 1]
     [record] = inner
     assert (record.kernel, record.grid, record.num_warps) == ("some_kernel", (12, 1, 1), 4)

@@ -65,9 +65,10 @@ def batch_norm_backward(
     if call.copies_dy:
         dy = like_grouped(dy, x, call.view)
     dx = torch.empty_like(x) if need_dx else None
-    dtype = saved.dtype if weight is None else weight.dtype
-    dgamma = saved.new_empty(call.view.n_channels, dtype=dtype) if need_dgamma else None
-    dbeta = saved.new_empty(call.view.n_channels, dtype=dtype) if need_dbeta else None
+    # like a row of saved where there is no weight; both are (C,)
+    vector = saved[0] if weight is None else weight
+    dgamma = torch.empty_like(vector) if need_dgamma else None
+    dbeta = torch.empty_like(vector) if need_dbeta else None
     sums = saved.new_empty((2, call.view.n_channels)) if call.keeps_sums else None
     if call.sums is not None:
         call.sums(dy, x, weight, saved, dx if call.sums_write_dx else None, dgamma, dbeta, sums)
@@ -120,7 +121,7 @@ class BackwardCall:
 class SumsStep:
     """One planned launch of the gradients kernel."""
 
-    __slots__ = ("_counters", "_launch", "_partials", "_sizes", "plan")
+    __slots__ = ("_count", "_counters", "_launch", "_partials", "plan")
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, training: bool) -> None:
         device = device_index(gradients_kernel, x)
@@ -134,14 +135,15 @@ class SumsStep:
             **geometry.constants(self.plan, accumulation_dtype(x)),
             "BLOCK_K": MERGE_BLOCK,
         }
-        programs = self.plan.grid(view.n_channels)
-        self._launch = Launch(gradients_kernel, device, programs, constants, self.plan.num_warps)
-        self._sizes = (
-            *geometry.sizes(self.plan),
-            self.plan.splits,
-            *geometry.strides(self.plan),
-            float(view.count),
+        self._launch = Launch(
+            gradients_kernel,
+            device,
+            self.plan.grid(view.n_channels),
+            (*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+            constants,
+            self.plan.num_warps,
         )
+        self._count = float(view.count)
         self._partials = self.plan.splits * 2 * view.n_channels if split else 0
         self._counters = 1 + self.plan.blocks(view.n_channels) if split else 0
 
@@ -161,16 +163,14 @@ class SumsStep:
             partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(gradients_kernel, x, self._counters)
         self._launch(
-            *(dy, x, weight, saved),
-            *(dx, dgamma, dbeta, sums, partials, arrivals),
-            *self._sizes,
+            (dy, x, weight, saved, dx, dgamma, dbeta, sums, partials, arrivals), self._count
         )
 
 
 class InputGradientStep:
     """One planned launch of the input gradient kernel."""
 
-    __slots__ = ("_launch", "_sizes", "_training")
+    __slots__ = ("_launch",)
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, training: bool) -> None:
         device = device_index(input_gradient_kernel, x)
@@ -179,10 +179,14 @@ class InputGradientStep:
         plan = plan_pointwise(view, geometry.itemsize, profile, geometry.vector)
         constants = {"TRAINING": training, **geometry.constants(plan, accumulation_dtype(x))}
         del constants["LANES"]
-        programs = plan.grid(view.n_channels)
-        self._launch = Launch(input_gradient_kernel, device, programs, constants, plan.num_warps)
-        self._sizes = (*geometry.sizes(plan), *geometry.strides(plan))
-        self._training = training
+        self._launch = Launch(
+            input_gradient_kernel,
+            device,
+            plan.grid(view.n_channels),
+            (*geometry.sizes(plan), *geometry.strides(plan)),
+            constants,
+            plan.num_warps,
+        )
 
     def __call__(
         self,
@@ -193,4 +197,4 @@ class InputGradientStep:
         sums: torch.Tensor | None,
         dx: torch.Tensor | None,
     ) -> None:
-        self._launch(*(dy, x, weight, saved, sums, dx), *self._sizes)
+        self._launch((dy, x, weight, saved, sums, dx))

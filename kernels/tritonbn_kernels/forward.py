@@ -8,7 +8,6 @@ from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view,
 from tritonbn_kernels.launch import Launch, arrival_counters, device_index, device_profile
 from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.plan import (
-    LaunchPlan,
     plan_cache,
     plan_pointwise,
     plan_reduction,
@@ -83,7 +82,7 @@ def batch_norm_forward(
     if call.copies:
         x = readable(x)[0]
     y = torch.empty_like(x)
-    saved = torch.empty((3, call.n_channels), dtype=call.saved_dtype, device=x.device)
+    saved = x.new_empty((3, call.n_channels), dtype=call.saved_dtype)
     if call.statistics is not None:
         call.statistics(
             x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked, eps, momentum
@@ -107,7 +106,7 @@ def batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x, view = readable(x)
     geometry = Geometry((view, view), x.element_size())
     step = StatisticsStep(x, geometry, SAVE_VARIANCE=True)
-    saved = torch.empty((3, view.n_channels), dtype=accumulation_dtype(x), device=x.device)
+    saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
     step(x, None, None, None, saved, None, None, None, 0.0, 0.0)
     return saved[0] + saved[1], saved[2]
 
@@ -144,7 +143,7 @@ class ForwardCall:
 class StatisticsStep:
     """One planned launch of the statistics kernel, normalising too where the plan is fused."""
 
-    __slots__ = ("_counters", "_launch", "_partials", "_sizes", "_strides", "plan")
+    __slots__ = ("_count", "_counters", "_launch", "_partials", "plan")
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
         device = device_index(statistics_kernel, x)
@@ -162,10 +161,16 @@ class StatisticsStep:
             **geometry.constants(self.plan, accumulation_dtype(x)),
             "BLOCK_K": MERGE_BLOCK,
         }
-        self._launch = _planned(statistics_kernel, device, geometry, self.plan, constants)
         n_channels = geometry.first.n_channels
-        self._sizes = (*geometry.sizes(self.plan), self.plan.splits)
-        self._strides = (*geometry.strides(self.plan), float(geometry.first.count))
+        self._launch = Launch(
+            statistics_kernel,
+            device,
+            self.plan.grid(n_channels),
+            (*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+            constants,
+            self.plan.num_warps,
+        )
+        self._count = float(geometry.first.count)
         self._partials = self.plan.splits * 2 * n_channels if split else 0
         waits = split or constants["CUMULATIVE"]
         self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
@@ -188,18 +193,20 @@ class StatisticsStep:
         if self._counters:
             arrivals = arrival_counters(statistics_kernel, x, self._counters)
         self._launch(
-            *(x, weight, bias),
-            *(y, saved, running_mean, running_var, tracked, partials, arrivals),
-            *self._sizes,
-            *self._strides,
-            *(float(eps), 0.0 if momentum is None else float(momentum)),
+            (
+                *(x, weight, bias),
+                *(y, saved, running_mean, running_var, tracked, partials, arrivals),
+            ),
+            self._count,
+            float(eps),
+            0.0 if momentum is None else float(momentum),
         )
 
 
 class NormalizeStep:
     """One planned launch of the normalisation kernel."""
 
-    __slots__ = ("_launch", "_sizes")
+    __slots__ = ("_launch",)
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
         device = device_index(normalize_kernel, x)
@@ -211,8 +218,14 @@ class NormalizeStep:
             **geometry.constants(plan, accumulation_dtype(x)),
         }
         del constants["LANES"]
-        self._launch = _planned(normalize_kernel, device, geometry, plan, constants)
-        self._sizes = (*geometry.sizes(plan), *geometry.strides(plan))
+        self._launch = Launch(
+            normalize_kernel,
+            device,
+            plan.grid(geometry.first.n_channels),
+            (*geometry.sizes(plan), *geometry.strides(plan)),
+            constants,
+            plan.num_warps,
+        )
 
     def __call__(
         self,
@@ -225,14 +238,4 @@ class NormalizeStep:
         saved: torch.Tensor,
         eps: float,
     ) -> None:
-        self._launch(
-            *(x, weight, bias, running_mean, running_var, y, saved),
-            *self._sizes,
-            float(eps),
-        )
-
-
-def _planned(
-    kernel: object, device: int, geometry: Geometry, plan: LaunchPlan, constants: dict[str, object]
-) -> Launch:
-    return Launch(kernel, device, plan.grid(geometry.first.n_channels), constants, plan.num_warps)
+        self._launch((x, weight, bias, running_mean, running_var, y, saved), float(eps))

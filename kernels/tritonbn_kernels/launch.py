@@ -53,13 +53,20 @@ def record_launches() -> Iterator[list[LaunchRecord]]:
 
 
 class Launch:
-    """A kernel with its device, grid, constants and warps; called with the run-time arguments in
-    order, launches on the current stream of that device, which must be the current device."""
+    """A kernel with everything that stays from call to call: device, grid, integers, constants.
+
+    Called with the tensors (or None) and the floats of one call, it launches on the current stream
+    of its device, which must be the current device. The kernel's arguments come in that order:
+    tensors, integers, floats, constants.
+    """
 
     __slots__ = (
         "_compiled",
         "_device",
         "_direct",
+        "_integers",
+        "_run",
+        "_stream_of",
         "_values",
         "constants",
         "grid",
@@ -72,61 +79,72 @@ class Launch:
         kernel: Any,
         device: int,
         programs: int,
+        integers: tuple[int, ...],
         constants: dict[str, object],
         num_warps: int,
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
-        self._device = device
         self.constants = constants
         self.num_warps = num_warps
+        self._device = device
+        self._integers = integers
         self._values = tuple(constants.values())
         self._compiled: Any = None
+        self._run: Any = None
+        self._stream_of: Any = None
         self._direct = not interpreted(kernel) and not os.environ.get("TRITONBN_PLAIN_LAUNCH")
 
-    def __call__(self, *arguments: Any) -> None:
-        compiled = self._compiled
-        if compiled is None:
-            self._first(arguments)
+    def __call__(self, tensors: tuple[torch.Tensor | None, ...], *floats: float) -> None:
+        run = self._run
+        if run is None:
+            compiled = self._first(tensors, floats)
         else:
+            compiled = self._compiled
             bits = 0
-            raw: list[Any] = []
-            for argument in arguments:
-                if type(argument) in _PLAIN:
-                    raw.append(argument)
+            pointers: list[int | None] = []
+            for tensor in tensors:
+                if tensor is None:
+                    pointers.append(None)
                 else:
-                    pointer = argument.data_ptr()
+                    pointer = tensor.data_ptr()
                     bits |= pointer
-                    raw.append(pointer)
+                    pointers.append(pointer)
             if bits & _ALIGNMENT_MASK:
-                self._dispatch(arguments)
+                compiled = self._dispatch(tensors, floats)
             else:
-                compiled.run(
+                run(
                     *self.grid,
-                    triton_driver.active.get_current_stream(self._device),
+                    self._stream_of(self._device),
                     compiled.function,
                     compiled.packed_metadata,
                     None,
                     None,
                     None,
-                    *raw,
+                    *pointers,
+                    *self._integers,
+                    *floats,
                     *self._values,
                 )
         if _recorders:
-            self._record(compiled or self._compiled)
+            self._record(compiled)
 
-    def _first(self, arguments: tuple[Any, ...]) -> None:
-        compiled = self._dispatch(arguments)
-        aligned = all(
-            argument.data_ptr() & _ALIGNMENT_MASK == 0
-            for argument in arguments
-            if type(argument) not in _PLAIN
+    def _first(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
+        compiled = self._dispatch(tensors, floats)
+        unaligned = any(
+            tensor.data_ptr() & _ALIGNMENT_MASK for tensor in tensors if tensor is not None
         )
-        if self._direct and aligned:
+        if self._direct and not unaligned:
             self._compiled = compiled
+            self._run = compiled.run
+            self._stream_of = triton_driver.active.get_current_stream
+        return compiled
 
-    def _dispatch(self, arguments: tuple[Any, ...]) -> Any:
-        return self.kernel[self.grid](*arguments, **self.constants, num_warps=self.num_warps)
+    def _dispatch(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
+        launch = self.kernel[self.grid]
+        return launch(
+            *tensors, *self._integers, *floats, **self.constants, num_warps=self.num_warps
+        )
 
     def _record(self, compiled: object | None) -> None:
         name = self.kernel.fn.__name__
@@ -135,8 +153,6 @@ class Launch:
                 LaunchRecord(name, self.grid, self.num_warps, dict(self.constants), compiled)
             )
 
-
-_PLAIN = frozenset({int, float, bool, type(None)})
 
 _profiles: dict[int, DeviceProfile] = {}
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
