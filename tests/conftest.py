@@ -15,7 +15,8 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # read when a kernel is decorated, hence before anything imports triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ.get("TRITON_INTERPRET") == "1":
+RUNS_ON_GPU = HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1"
+if not RUNS_ON_GPU:
     from tritonbn_bench.emulated import mend_interpreter
 
     mend_interpreter()
@@ -31,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") is not None and not HAS_GPU:
-        pytest.skip("needs a CUDA device, none is here")
+    if item.get_closest_marker("gpu") is not None and not RUNS_ON_GPU:
+        pytest.skip("needs kernels on a CUDA device: there is none, or the interpreter is chosen")
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,10 @@
 # mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
 
 import itertools
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -41,6 +43,12 @@ def _add_one_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
     x_tile = tl.load(x_ptr + offs).to(tl.float32)
     tl.store(y_ptr + offs, (x_tile + 1.0).to(tl.bfloat16))
+
+
+@triton.jit
+def _invert_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, 1.0 / tl.load(x_ptr + offs))
 
 
 @triton.jit
@@ -158,11 +166,22 @@ def test_loaded_value_bounds_a_loop() -> None:
     assert y.item() == 5
 
 
+def test_kernels_divide_by_zero_in_silence_and_callers_do_not() -> None:
+    x, y = torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.empty(4)
+    _invert_kernel[(1,)](x, y, BLOCK=4)
+    assert y.tolist() == [1.0, -1.0, math.inf, 0.5]
+    with pytest.warns(RuntimeWarning, match="divide by zero"):
+        np.ones(1) / np.zeros(1)
+
+
 def test_mending_twice_changes_nothing() -> None:
-    cast, patch = interpreter.InterpreterBuilder.cast_impl, interpreter._patch_lang_tensor
+    def mended() -> list[Any]:
+        builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+        return [builder.cast_impl, executor.__call__, interpreter._patch_lang_tensor]
+
+    before = mended()
     mend_interpreter()
-    assert interpreter.InterpreterBuilder.cast_impl is cast
-    assert interpreter._patch_lang_tensor is patch
+    assert mended() == before
 
 
 def _tickets(grid: tuple[int, ...]) -> list[int]:

@@ -1,15 +1,21 @@
-"""Triton's interpreter with two faults mended, and its programs in a random order.
+"""Triton's interpreter with its faults mended, and its programs in a random order.
 
 Faults of the interpreter as shipped (seen on triton 3.6.0 and 3.9.0):
 
 - fp32 -> bf16 truncates, while the hardware rounds to nearest even; bf16 -> fp32 is right but slow.
 - on 3.6 with numpy >= 2.4 a tensor is no index: `range(n)` with a run-time `n` raises TypeError.
+- numpy warns of overflow, division by zero and invalid operations, masked lanes included, where the
+  hardware follows IEEE 754 in silence.
+
+It also spends two thirds of its time on patching `triton.language` again at every call of a device
+function, and on checking every integer operation for an overflow that small tensors cannot reach.
 
 The interpreter runs the programs of a grid one after another, always in index order. A kernel whose
 last arriver finishes the work, or whose programs read what one of them overwrites, is tested by
 `random_program_order`.
 """
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
@@ -24,16 +30,22 @@ __all__ = ["mend_interpreter", "random_program_order"]
 
 _cast_as_shipped = interpreter.InterpreterBuilder.cast_impl
 _patch_tensor_as_shipped = interpreter._patch_lang_tensor
+_patch_lang_as_shipped = interpreter._patch_lang
+_launch_as_shipped = interpreter.GridExecutor.__call__
 
 
 def mend_interpreter() -> None:
-    """Replace the interpreter's bf16 conversions and its tensor index by right ones; idempotent.
+    """Replace the interpreter's bf16 conversions and tensor index by right ones, silence numpy
+    inside kernels, and leave out the work that a test does not need; idempotent.
 
-    Mutates: `cast_impl` of the interpreter's builder and `_patch_lang_tensor` of its module, for
-    the rest of the process. Kernels on a GPU are not touched.
+    Mutates: functions of `triton.runtime.interpreter` and its builder's options, for the rest of
+    the process. Kernels on a GPU are not touched.
     """
     interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter._patch_lang_tensor = _patch_tensor
+    interpreter.GridExecutor.__call__ = _launch
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 @contextmanager
@@ -81,6 +93,25 @@ def _to_bf16_bits(values: Any) -> Any:
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _launch(executor: Any, *args: Any, **kwargs: Any) -> None:
+    """`GridExecutor.__call__` without numpy's floating-point warnings, and with `triton.language`
+    patched once a launch for each module of device functions."""
+    scopes: dict[int, Any] = {}
+
+    def patch_lang(fn: Any) -> Any:
+        module = id(fn.__globals__)
+        if module not in scopes:
+            scopes[module] = _patch_lang_as_shipped(fn)
+        return scopes[module]
+
+    interpreter._patch_lang = patch_lang
+    try:
+        with np.errstate(all="ignore"):
+            _launch_as_shipped(executor, *args, **kwargs)
+    finally:
+        interpreter._patch_lang = _patch_lang_as_shipped
 
 
 def _patch_tensor(tensor: Any, scope: Any) -> None:
