@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -196,8 +196,3 @@ def _row(case: Case, verdict: Verdict, provider: str, backend: str) -> Row:
         status="failed" if failed else "ok",
         reason=verdict.reason if failed else "",
     )
-
-
-def failures(rows: Sequence[Row]) -> list[Row]:
-    """Rows of results that broke their bound."""
-    return [row for row in rows if row.job == "accuracy" and row.status == "failed"]

@@ -21,7 +21,7 @@ __all__ = ["main"]
 # exit codes; an interrupted run follows the shell's convention for SIGINT
 PASSED, USAGE, INTERRUPTED = 0, 2, 130
 DEFAULT_OUT = Path("out/report")
-JOBS = ("accuracy", "training", "traffic", "resnet50", "sweep", "host")
+JOBS = ("accuracy", "training", "traffic", "host", "resnet50", "sweep")
 ALIASES = {"speed": ("resnet50", "sweep")}
 EXIT_CODES = """exit codes:
   0    done (or time is over: repeat with --resume), every check of tritonbn passed
@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"tritonbn-bench: {error}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        print("tritonbn-bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from .cases import Case, resnet50_cases, suite
 from .progress import progress
 from .results import Results, Row
+from .summary import HOST_DIFFERENCE
 
 __all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
 
 NEEDS_GPU = ("sweep", "resnet50")
 _SAVE_SECONDS = 5.0
+# of the host job: kernels launched into a driver that does nothing
+HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
+HOST_QUANTITY = "host time"
+_NO_DIGITS = "scikit-learn, which brings the digits, is missing"
 
 
 class OutOfTime(Exception):
@@ -85,9 +95,10 @@ def _accuracy(run: Run) -> None:
     with progress("accuracy", len(cases)) as advance:
         for case in cases:
             absent = _absent(case)
-            run.add(
-                [_skipped("accuracy", case, absent)] if absent else accuracy_rows(case, run.device)
-            )
+            if absent:
+                run.add([_skipped("accuracy", case, "tritonbn", absent)])
+            else:
+                run.add(accuracy_rows(case, run.device))
             advance()
 
 
@@ -98,9 +109,8 @@ def _training(run: Run) -> None:
     if ("training", case, "digits", "tritonbn") in run.results.done():
         return
     if find_spec("sklearn") is None:
-        reason = "scikit-learn is missing"
         gap = Row("training", "measured", case, "tritonbn", "largest loss gap", data="digits")
-        run.add([_with_reason(gap, reason)])
+        run.add([replace(gap, status="skipped", reason=_NO_DIGITS)])
         return
     with progress("training", STEPS) as advance:
         outcome = train_pair(run.device, on_step=advance)
@@ -136,6 +146,40 @@ def _traffic(run: Run) -> None:
                 run.add([row])
 
 
+def _host(run: Run) -> None:
+    if ("host", HOST_CASE, "", "tritonbn") in run.results.done():
+        return
+    with progress("host", 1) as advance:
+        run.add(_host_rows())
+        advance()
+
+
+def _host_rows() -> list[Row]:
+    """Rows of `tritonbn_bench.hostcost`, run in a process without the interpreter."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("TRITON_INTERPRET", None)
+    nothing = Row("host", "measured", HOST_CASE, "tritonbn", HOST_QUANTITY, unit="us")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "host.json"
+        command = [sys.executable, "-m", "tritonbn_bench.hostcost", "--json", str(file)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        except OSError as error:
+            return [replace(nothing, status="skipped", reason=str(error))]
+        if done.returncode or not file.exists():
+            reason = done.stderr.strip().splitlines()[-1:] or ["no figures came back"]
+            return [replace(nothing, status="skipped", reason=reason[0])]
+        record = json.loads(file.read_text())
+    rows = []
+    for cost in record["costs"]:
+        provider = "torch" if cost["name"].startswith("torch") else "tritonbn"
+        for figure in ("minimum", "median"):
+            row = replace(nothing, provider=provider, value=cost[figure])
+            rows.append(replace(row, quantity=f"{cost['name']}, {figure}"))
+    difference = replace(nothing, quantity=HOST_DIFFERENCE, value=record["difference"])
+    return [*rows, difference]
+
+
 def _suite(name: str) -> Callable[[Run], None]:
     def measure_suite(run: Run) -> None:
         from .providers import PROVIDERS
@@ -147,15 +191,19 @@ def _suite(name: str) -> Callable[[Run], None]:
         pairs = [
             (case, provider)
             for case, provider in planned(suite(name, quick=run.quick), wanted)
-            if (name, case.id, case.data, provider.name) not in done and not _absent(case)
+            if (name, case.id, case.data, provider.name) not in done
         ]
-        with progress(name, len(pairs)) as advance:
+        present = [pair for pair in pairs if not _absent(pair[0])]
+        for case, provider in pairs:
+            if _absent(case):
+                run.add([_skipped(name, case, provider.name, _absent(case))])
+        with progress(name, len(present)) as advance:
 
             def keep(rows: list[Row]) -> None:
                 advance()
                 run.add(rows)
 
-            measure(name, pairs, CudaTimer(), run.device, keep)
+            measure(name, present, CudaTimer(), run.device, keep)
 
     return measure_suite
 
@@ -163,19 +211,22 @@ def _suite(name: str) -> Callable[[Run], None]:
 def _absent(case: Case) -> str:
     """Why a case cannot be measured here; empty if it can."""
     if case.data == "digits" and find_spec("sklearn") is None:
-        return "scikit-learn is missing"
+        return _NO_DIGITS
     return ""
 
 
-def _skipped(job: str, case: Case, reason: str) -> Row:
-    row = Row(job, "measured", case.id, "tritonbn", "error", mode=case.mode, data=case.data)
-    return _with_reason(row, reason)
-
-
-def _with_reason(row: Row, reason: str) -> Row:
-    from dataclasses import replace
-
-    return replace(row, status="skipped", reason=reason)
+def _skipped(job: str, case: Case, provider: str, reason: str) -> Row:
+    return Row(
+        job,
+        "measured",
+        case.id,
+        provider,
+        "nothing",
+        mode=case.mode,
+        data=case.data,
+        status="skipped",
+        reason=reason,
+    )
 
 
 # cheap and conclusive ones first
@@ -183,6 +234,7 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "accuracy": _accuracy,
     "training": _training,
     "traffic": _traffic,
+    "host": _host,
     "resnet50": _suite("resnet50"),
     "sweep": _suite("sweep"),
 }

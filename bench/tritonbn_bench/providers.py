@@ -142,17 +142,23 @@ def _prepare_function(function: BatchNorm, backend: str, case: Case, inputs: Inp
     running = (inputs.running_mean.clone(), inputs.running_var.clone())
 
     def forward(_: object = None) -> Tensor:
-        with torch.set_grad_enabled(case.mode != "forward_eval"):
-            return _forward(function, inputs, running, training)
+        return _forward(function, inputs, running, training)
+
+    def inference(_: object = None) -> Tensor:
+        with torch.no_grad():
+            return forward()
 
     def backward(y: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(y, inputs.leaves, inputs.dy)
 
-    is_forward = case.mode.startswith("forward")
+    calls: dict[str, Callable[[Any], object]] = {
+        "forward_train": forward,
+        "forward_eval": inference,
+    }
     return Prepared(
         backend=backend,
-        call=forward if is_forward else backward,
-        setup=(lambda: None) if is_forward else forward,
+        call=calls.get(case.mode, backward),
+        setup=(lambda: None) if case.mode in calls else forward,
         outputs=lambda: results_of(function, inputs, case.mode),
         moved_bytes=two_read_bytes(case.mode, case.numel, case.channels, case.itemsize),
     )

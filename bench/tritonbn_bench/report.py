@@ -57,6 +57,7 @@ def write_report(results: Results, folder: Path) -> Path:
         _vectors(results),
         _accuracy(results, links),
         _training(results, links),
+        _host(results),
         _traffic(results, links),
         _failures(results),
         _files(),
@@ -200,6 +201,18 @@ def _training(results: Results, links: dict[str, str]) -> str:
         table,
         _picture(links, "training", "Measured losses of both networks"),
     )
+
+
+def _host(results: Results) -> str:
+    rows = [row for row in results.rows if row.job == "host" and row.value is not None]
+    if not rows:
+        return ""
+    note = (
+        f"What the CPU spends per call of {rows[0].case}: Triton's own launcher, a CUDA library "
+        "that does nothing, and torch's layer on the CPU in the same process, taking turns."
+    )
+    table = markdown_table(("what", "us"), [(row.quantity, row.value) for row in rows])
+    return _section("Host cost (measured, no device)", note, table)
 
 
 def _traffic(results: Results, links: dict[str, str]) -> str:

@@ -126,7 +126,7 @@ class Results:
 
     @classmethod
     def resume(cls, folder: Path, environment: Environment) -> Results:
-        """What an interrupted run left, less what failed; empty if it left nothing.
+        """What an interrupted run left, less what failed or was skipped; empty if it left nothing.
 
         Raises:
             ValueError: it was measured on another machine, or with other versions
@@ -140,8 +140,8 @@ class Results:
                 f"the results in {folder} differ from this run in {', '.join(different)}; "
                 "choose another --out, or leave out --resume to start again"
             )
-        failed = {row.key for row in found.rows if row.status == "failed"}
-        kept = [row for row in found.rows if row.key not in failed]
+        again = {row.key for row in found.rows if row.status != "ok"}
+        kept = [row for row in found.rows if row.key not in again]
         return cls({**environment, "date": found.environment.get("date")}, kept)
 
     def save(self, folder: Path) -> Path:

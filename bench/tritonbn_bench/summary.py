@@ -11,6 +11,7 @@ from .environment import Environment
 from .results import Results, Row
 
 __all__ = [
+    "HOST_DIFFERENCE",
     "LARGEST_GAP",
     "NO_SPEED",
     "OURS",
@@ -33,6 +34,7 @@ NO_SPEED = (
 # allowed between the losses of 25 steps in fp32: rounding differs between two right kernels, and
 # each step amplifies it
 LARGEST_GAP = 5e-3
+HOST_DIFFERENCE = "tritonbn less torch, forward + backward, minimum"
 # exit codes of a run
 PASSED, FAILED_ACCURACY = 0, 4
 
@@ -115,7 +117,7 @@ def step_bytes(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
 
 
 def failed(rows: Iterable[Row]) -> list[Row]:
-    """Rows without a figure that should have one."""
+    """Rows of what failed or was skipped."""
     return [row for row in rows if row.status != "ok"]
 
 
@@ -134,6 +136,7 @@ def verdict(results: Results) -> list[str]:
     sentences += _speed_sentences(rows)
     sentences += _accuracy_sentences(rows)
     sentences += _training_sentences(rows)
+    sentences += _host_sentences(rows)
     sentences += _traffic_sentences(rows)
     wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
     if wrong:
@@ -189,6 +192,15 @@ def _training_sentences(rows: Sequence[Row]) -> list[str]:
         f"Training: converted and unconverted SimpleCNN {outcome} over {steps} steps on digits; "
         f"largest loss gap {gap.value:.2g}, allowed {gap.bound:g}; "
         f"{launches:.0f} launches of our kernels."
+    ]
+
+
+def _host_sentences(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"Host cost: forward + backward of a tiny layer takes {row.value:.1f} us more than torch's "
+        "on the CPU, kernels launched into a driver that does nothing."
+        for row in rows
+        if row.quantity == HOST_DIFFERENCE and row.value is not None
     ]
 
 
