@@ -171,7 +171,7 @@ class StatisticsStep:
             self.plan.num_warps,
         )
         self._count = float(geometry.first.count)
-        self._partials = self.plan.splits * 2 * n_channels if split else 0
+        self._partials = self.plan.splits * 3 * n_channels if split else 0
         waits = split or constants["CUMULATIVE"]
         self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
 

@@ -2,7 +2,7 @@
 owns its channels.
 
 Section "Statistics" of `kernels/README.md`. Each slot of a tile runs Welford's update over the
-tiles of its program, on values shifted by the channel's first element; slots, then programs, are
+tiles of its program, on values shifted by the mean of the first tile; slots, then programs, are
 merged by Chan's formula in index order. Never E[x^2] - E[x]^2.
 """
 
@@ -29,37 +29,63 @@ from tritonbn_kernels.normalize import normalize_range
 
 # fmt: off
 @triton.jit
+def load_tile(
+    x_ptr, start, offs_c, last, n_channels, inner_vectors, magic, shift,
+    stride_outer, stride_channel,
+    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, ACCUMULATE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    # fmt: on
+    """(values, mask) of the tile that begins at vector `start`, zero outside."""
+    offs_v = start + tl.arange(0, BLOCK_V)
+    outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
+    mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
+    offsets = tile_offsets(
+        outer, column, offs_c, stride_outer, stride_channel, CHANNELS_LAST, OFFSETS_64, VECTOR
+    )
+    return tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACCUMULATE), mask
+
+
+# fmt: off
+@triton.jit
 def range_moments(
-    x_ptr, pivot, offs_c, first, last,
+    x_ptr, first_values, offs_c, first, last,
     n_channels, inner_vectors, magic, shift, stride_outer, stride_channel,
     CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, ACCUMULATE: tl.constexpr,
     VECTOR: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """(mean, M2) of `x - pivot`, each (BLOCK_C,), over vectors [first, last) of offs_c."""
-    offs_tile = tl.arange(0, BLOCK_V)
-    mean = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
+    """(pivot, mean and M2 of `x - pivot`), each (BLOCK_C,), over vectors [first, last) of offs_c.
+
+    The pivot is the mean of the first tile, as far as fp32 tells: amid the values even if the
+    first of them is an outlier, and equal to them where all are equal.
+    """
+    x, mask = load_tile(
+        x_ptr, first, offs_c, last, n_channels, inner_vectors, magic, shift,
+        stride_outer, stride_channel, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+    )  # fmt: skip
+    deviation = tl.where(mask, x - first_values[:, None, None], 0.0)
+    tile_count = (tl.minimum(last - first, BLOCK_V) * LANES).to(ACCUMULATE)
+    pivot = first_values + tl.sum(tl.sum(deviation, axis=2), axis=1) / tile_count
+    mean = tl.where(mask, x - pivot[:, None, None], 0.0)
     m2 = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
-    rank = tl.zeros((), ACCUMULATE)
-    for start in range(first, last, BLOCK_V):
-        offs_v = start + offs_tile
-        outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
-        mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
-        offsets = tile_offsets(
-            outer, column, offs_c, stride_outer, stride_channel, CHANNELS_LAST, OFFSETS_64, VECTOR
-        )
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACCUMULATE)
+    rank = tl.full((), 1.0, ACCUMULATE)
+    for start in range(first + BLOCK_V, last, BLOCK_V):
+        x, mask = load_tile(
+            x_ptr, start, offs_c, last, n_channels, inner_vectors, magic, shift,
+            stride_outer, stride_channel, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+        )  # fmt: skip
         # a slot that meets a tile has met all before it: one rank serves them all
         rank += 1.0
         delta = tl.where(mask, (x - pivot[:, None, None]) - mean, 0.0)
         step = delta * (1.0 / rank)
         mean += step
         m2 += delta * (delta - step)
-    met = tl.maximum((last - first - offs_tile + BLOCK_V - 1) // BLOCK_V, 0).to(ACCUMULATE)
-    count = tl.broadcast_to(met[None, :, None], (BLOCK_C, BLOCK_V, LANES))
+    met = tl.maximum((last - first - tl.arange(0, BLOCK_V) + BLOCK_V - 1) // BLOCK_V, 0)
+    count = tl.broadcast_to(met.to(ACCUMULATE)[None, :, None], (BLOCK_C, BLOCK_V, LANES))
     count, mean, m2 = merge_moments(count, mean, m2, 2)
     count, mean, m2 = merge_moments(count, mean, m2, 1)
-    return mean, m2
+    return pivot, mean, m2
 
 
 # fmt: off
@@ -69,24 +95,29 @@ def merge_partials(
     ACCUMULATE: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
-    """(mean, M2) of all splits from partials (splits, 2, C), merged in the order of the splits."""
+    """(pivot, mean, M2) of all splits, merged in the order of the splits.
+
+    Partials are (splits, 3, C): mean in two words, M2. The first split's mean is the pivot.
+    """
     count = tl.zeros((BLOCK_C,), ACCUMULATE)
     mean = tl.zeros((BLOCK_C,), ACCUMULATE)
     m2 = tl.zeros((BLOCK_C,), ACCUMULATE)
+    # from L2, here and below: other programs wrote these
+    pivot = tl.load(partials_ptr + offs_c, mask=mask_c, other=0.0, cache_modifier=".cg")
     for start in range(0, splits, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         sizes = split_sizes(offs_k, splits, n_vectors, vectors_per_split) * LANES
         counts_k = tl.broadcast_to(sizes.to(ACCUMULATE)[None, :], (BLOCK_C, BLOCK_K))
         mask = mask_c[:, None] & (offs_k < splits)[None, :]
-        offsets = (offs_k * 2 * n_channels)[None, :] + offs_c[:, None]
-        # from L2: other programs wrote these
-        mean_k = tl.load(partials_ptr + offsets, mask=mask, other=0.0, cache_modifier=".cg")
-        m2_k = tl.load(
-            partials_ptr + n_channels + offsets, mask=mask, other=0.0, cache_modifier=".cg"
-        )
+        ptrs = partials_ptr + (offs_k * 3 * n_channels)[None, :] + offs_c[:, None]
+        hi = tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+        lo = tl.load(ptrs + n_channels, mask=mask, other=0.0, cache_modifier=".cg")
+        m2_k = tl.load(ptrs + 2 * n_channels, mask=mask, other=0.0, cache_modifier=".cg")
+        # an absent split has count 0, and its mean must not be far away: 0 * inf is NaN
+        mean_k = tl.where(mask, (hi - pivot[:, None]) + lo, 0.0)
         count_k, mean_k, m2_k = merge_moments(counts_k, mean_k, m2_k, 1)
         count, mean, m2 = combine_moments(count, mean, m2, count_k, mean_k, m2_k)
-    return mean, m2
+    return pivot, mean, m2
 
 
 # fmt: off
@@ -182,19 +213,21 @@ def statistics_kernel(
     first_offsets = offs_c if CHANNELS_LAST else offs_c * (x_stride_channel * VECTOR)
     if OFFSETS_64 and not CHANNELS_LAST:
         first_offsets = offs_c.to(tl.int64) * x_stride_channel * VECTOR
-    pivot = load_channels(x_ptr, first_offsets, mask_c, 0.0, ACCUMULATE)
-    mean, m2 = range_moments(
-        x_ptr, pivot, offs_c, first, last,
+    first_values = load_channels(x_ptr, first_offsets, mask_c, 0.0, ACCUMULATE)
+    pivot, mean, m2 = range_moments(
+        x_ptr, first_values, offs_c, first, last,
         n_channels, inner_vectors, magic, shift, x_stride_outer, x_stride_channel,
         CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, LANES, BLOCK_C, BLOCK_V,
     )  # fmt: skip
     if SPLIT:
-        partial = partials_ptr + split.to(tl.int64) * 2 * n_channels
-        tl.store(partial + offs_c, mean, mask=mask_c)
-        tl.store(partial + n_channels + offs_c, m2, mask=mask_c)
+        partial = partials_ptr + split.to(tl.int64) * 3 * n_channels
+        mean_hi, mean_lo = two_word_sum(pivot, mean)
+        tl.store(partial + offs_c, mean_hi, mask=mask_c)
+        tl.store(partial + n_channels + offs_c, mean_lo, mask=mask_c)
+        tl.store(partial + 2 * n_channels + offs_c, m2, mask=mask_c)
         # arrivals[0] counts blocks, arrivals[1 + block] the splits of a block
         if arrive_last(arrivals_ptr + 1 + block, splits):
-            mean, m2 = merge_partials(
+            pivot, mean, m2 = merge_partials(
                 partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits,
                 ACCUMULATE, LANES, BLOCK_C, BLOCK_K,
             )  # fmt: skip
