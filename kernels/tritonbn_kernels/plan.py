@@ -106,6 +106,9 @@ def division_by(divisor: int) -> tuple[int, int]:
 def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) -> tuple[int, int]:
     """(block_c, block_v) of one tile."""
     elements = TILE_ELEMENTS[itemsize] * device.tile_scale
+    if vector == 1 and itemsize < 4:
+        # modelled: a scalar access keeps an address of its own, as large as what it loads
+        elements //= 2
     channels = _power_of_two_at_least(view.n_channels)
     if view.family == CHANNELS_FIRST:
         block_v = min(_power_of_two_at_least(vectors_of(view, vector)), elements // vector)
