@@ -122,9 +122,10 @@ def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) 
     return block_c, block_v
 
 
-def _num_warps(tile_bytes: int) -> int:
-    # 64 bytes a thread: four 16-byte accesses in flight
-    return max(1, min(4, tile_bytes // (32 * 4 * ACCESS_BYTES)))
+def _num_warps(elements: int, itemsize: int) -> int:
+    # 64 bytes a thread are four 16-byte accesses in flight; more than 16 scalars cost registers
+    by_bytes = elements * itemsize // (32 * 4 * ACCESS_BYTES)
+    return max(1, min(4, max(by_bytes, elements // (32 * 16))))
 
 
 def _plan(
@@ -153,7 +154,7 @@ def _plan(
         vector=vector,
         splits=-(-vectors // vectors_per_split),
         vectors_per_split=vectors_per_split,
-        num_warps=_pinned.get("num_warps", _num_warps(block_c * block_v * lanes * itemsize)),
+        num_warps=_pinned.get("num_warps", _num_warps(block_c * block_v * lanes, itemsize)),
     )
 
 
