@@ -6,6 +6,7 @@ every branch of the kernels is reached, on a GPU as well, where the same cases r
 
 import os
 from dataclasses import dataclass
+from math import prod
 
 import pytest
 import torch
@@ -52,6 +53,11 @@ class Case:
         """Name of the case: `n8-c3-s7x7-contiguous`."""
         space = "-s" + "x".join(map(str, self.shape[2:])) if len(self.shape) > 2 else ""
         return f"n{self.shape[0]}-c{self.shape[1]}{space}-{self.layout}"
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+        return prod(self.shape) // self.shape[1]
 
     def tensor(self, dtype: torch.dtype = torch.float32, ratio: float = 0.0) -> Tensor:
         """Random values of this shape in this layout on the device under test."""

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+import tritonbn
 import tritonbn_kernels
-from tests.checks import EPS, Operands, check_backward, check_forward, operands
-from tests.inputs import DEVICE, INTERPRETED, Case, parameters, values
-from tests.tolerances import assert_within, mean_budget
+from tests.checks import EPS, Operands, check_backward, check_forward, operands, torch_gradients
+from tests.inputs import DEVICE, DTYPES, INTERPRETED, Case, parameters, values
+from tests.tolerances import assert_within, mean_budget, value_budget
 from tritonbn import reference
 from tritonbn_bench.emulated import random_program_order
 
@@ -201,3 +203,81 @@ def _cumulative_update(start: Operands) -> tuple[Tensor, Tensor, Tensor]:
         call.x, None, None, call.running_mean, call.running_var, count, True, None, EPS
     )
     return call.running_mean, call.running_var, count
+
+
+@pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [VIEWS[0], VIEWS[2]])
+def test_public_function_runs_the_kernels_and_keeps_the_budget(
+    case: Case, dtype: torch.dtype, training: bool, launches: list[Any]
+) -> None:
+    call = operands(case.tensor(dtype))
+    ours, torchs = call.copy(), call.wide()
+    assert call.gamma is not None and call.beta is not None
+    x, gamma, beta = (t.clone().requires_grad_() for t in (call.x, call.gamma, call.beta))
+    assert tritonbn.backend(x) != "torch"
+    y = tritonbn.batch_norm(x, ours.running_mean, ours.running_var, gamma, beta, training)
+    dy = _gradient_of(call.x)
+    gradients = torch.autograd.grad(y, (x, gamma, beta), dy)
+    first = "statistics_kernel" if training else "normalize_kernel"
+    assert [record.kernel for record in launches] == [first, "gradients_kernel"]
+    exact = call.oracle(training)
+    torch_y = functional.batch_norm(
+        torchs.x, torchs.running_mean, torchs.running_var, torchs.gamma, torchs.beta, training
+    )
+    assert_within("y", y, exact.y, value_budget(exact.y, torch_y, dtype))
+    oracle = reference.backward(dy, call.x, call.gamma, exact.mean, exact.inv_std, training)
+    torch_dx = torch_gradients(call, dy, training).dx
+    assert_within("dx", gradients[0], oracle.dx, value_budget(oracle.dx, torch_dx, dtype))
+    # the launcher's own sums are judged elsewhere; here they must be what reaches the parameters
+    _, saved = tritonbn_kernels.batch_norm_forward(
+        call.x,
+        call.gamma,
+        call.beta,
+        None if training else call.running_mean,
+        None if training else call.running_var,
+        None,
+        training,
+        0.1,
+        EPS,
+    )
+    sums = tritonbn_kernels.batch_norm_backward(
+        dy, call.x, call.gamma, saved, training, False, True, True
+    )
+    for gradient, launcher in zip(gradients[1:], sums[1:], strict=True):
+        assert launcher is not None
+        assert torch.equal(gradient, launcher)
+
+
+@pytest.mark.parametrize("case", [VIEWS[0], VIEWS[2]])
+def test_two_forwards_before_one_backward_keep_their_own_statistics(case: Case) -> None:
+    first, second = operands(case.tensor()), operands(case.tensor(ratio=5.0))
+    mean, var = torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE)
+    xs = [call.x.clone().requires_grad_() for call in (first, second)]
+    ys = [tritonbn.batch_norm(x, mean, var, training=True) for x in xs]
+    dys = [_gradient_of(x) for x in xs]
+    gradients = torch.autograd.grad(ys, xs, dys)
+    for x, dy, dx in zip(xs, dys, gradients, strict=True):
+        call = Operands(x.detach(), None, None, None, None)
+        exact = call.oracle(True)
+        oracle = reference.backward(dy, call.x, None, exact.mean, exact.inv_std, True)
+        torch_dx = torch_gradients(call, dy, True).dx
+        assert_within("dx", dx, oracle.dx, value_budget(oracle.dx, torch_dx, dx.dtype))
+
+
+def test_eval_after_train_uses_what_training_left(launches: list[Any]) -> None:
+    layer = tritonbn.BatchNorm2d(5).to(DEVICE)
+    for _ in range(3):
+        layer(values((4, 5, 6, 3), torch.float32))
+    layer.eval()
+    assert layer.running_mean is not None and layer.running_var is not None
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    x = values((2, 5, 6, 3), torch.float32)
+    y = layer(x)
+    assert [record.kernel for record in launches] == 3 * ["statistics_kernel"] + [
+        "normalize_kernel"
+    ]
+    assert torch.equal(layer.running_mean, mean) and torch.equal(layer.running_var, var)
+    oracle = reference.forward(x, None, None, mean, var, False, 0.1, EPS).y
+    torch_y = functional.batch_norm(x, mean, var)
+    assert_within("y", y, oracle, value_budget(oracle, torch_y, x.dtype))

@@ -2,6 +2,7 @@
 be, once, for these tests and for the report."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ __all__ = [
     "Budget",
     "assert_float64_close",
     "assert_within",
+    "cancelling_budget",
     "error",
     "mean_budget",
     "sum_budget",
@@ -31,6 +33,19 @@ def assert_within(name: str, value: Tensor, oracle: Tensor, budget: Budget) -> N
     )
     print(figures)
     assert found <= budget.limit, figures
+
+
+def cancelling_budget(
+    oracle: Tensor, torch_value: Tensor, dtype: torch.dtype, term: Tensor
+) -> Budget:
+    """Budget of a difference whose terms cancel, by the data and not by chance.
+
+    With two values per channel, or with one dy for all of them, the exact dx is 0 but for eps,
+    while each term is of the size of `term`, gamma * inv_std * dy: a rounding of those is what any
+    arithmetic in `dtype` leaves. For every other dx `value_budget` holds.
+    """
+    plain = value_budget(oracle, torch_value, dtype)
+    return replace(plain, rounding=value_budget(term, term, dtype).rounding)
 
 
 def assert_float64_close(value: Tensor | None, expected: Tensor | None, terms: int = 64) -> None:
