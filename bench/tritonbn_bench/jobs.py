@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Run:
     quick: bool = False
     providers: tuple[str, ...] = ()
     deadline: float | None = None
-    _saved: float = field(default_factory=time.monotonic)
+    _saved: float = -math.inf
 
     def add(self, rows: list[Row]) -> None:
         """Keep rows, save now and then, and stop where time is over.

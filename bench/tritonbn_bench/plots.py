@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "figures"]
 
 # colour, marker, line style
 STYLES = {
@@ -42,31 +42,36 @@ _MODES = {
 def draw(results: Results, folder: Path) -> dict[str, Path]:
     """Draw every picture that the rows allow into `folder`; name -> file."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Figure] = {}
+    files = {}
+    for name, figure in figures(results).items():
+        files[name] = folder / f"{name}.png"
+        # without the software's version the same rows give the same file
+        figure.savefig(files[name], dpi=_DPI, metadata={"Software": None})
+    return files
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Every picture that the rows allow, by name."""
+    found: dict[str, Figure] = {}
     rows = results.rows
     for mode in ("forward_train", "backward_train"):
         for axis in ("batch", "channels"):
             lines = _line_rows(rows, mode, axis)
             if lines:
-                figures[f"throughput-{mode}-{axis}"] = _throughput(lines, mode, axis)
+                found[f"throughput-{mode}-{axis}"] = _throughput(lines, mode, axis)
     ratios = [item for item in speedups(rows) if item.case.job == "resnet50"]
     if ratios:
-        figures["resnet50-speedup"] = _resnet50(ratios)
+        found["resnet50-speedup"] = _resnet50(ratios)
     accuracy = [row for row in rows if row.job == "accuracy" and row.value is not None]
     if any(row.provider == OURS for row in accuracy):
-        figures["accuracy"] = _accuracy(accuracy)
+        found["accuracy"] = _accuracy(accuracy)
     losses = [row for row in rows if row.job == "training" and row.quantity == "loss"]
     if losses:
-        figures["training"] = _training(losses)
+        found["training"] = _training(losses)
     traffic = [row for row in rows if row.job == "traffic"]
     if traffic:
-        figures["traffic"] = _traffic(traffic)
-    files = {}
-    for name, figure in figures.items():
-        files[name] = folder / f"{name}.png"
-        # without the software's version the same rows give the same file
-        figure.savefig(files[name], dpi=_DPI, metadata={"Software": None})
-    return files
+        found["traffic"] = _traffic(traffic)
+    return found
 
 
 def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, Any]:

@@ -1,0 +1,95 @@
+"""What is declared to be measured."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tritonbn_bench.cases import (
+    DTYPES,
+    RESNET50,
+    Case,
+    resnet50_cases,
+    suite,
+    sweep_cases,
+    vector_cases,
+)
+
+CASE = Case("forward_train", "bf16", "nchw", 32, 256, (28, 28), "sweep", "a test")
+
+
+def test_an_id_names_mode_dtype_layout_and_shape() -> None:
+    assert CASE.id == "forward_train/bf16/nchw/N32C256S784"
+    assert CASE.shape == (32, 256, 28, 28)
+    assert CASE.numel == 32 * 256 * 784
+    assert CASE.itemsize == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "layout", "plane", "message"),
+    [
+        pytest.param("train", "fp32", "nchw", (2, 2), "mode to be one of", id="mode"),
+        pytest.param("forward_train", "int8", "nchw", (2, 2), "dtype to be one of", id="dtype"),
+        pytest.param("forward_train", "fp32", "hwc", (2, 2), "layout to be one of", id="layout"),
+        pytest.param("forward_train", "fp32", "nchw", (2,), "2 axes after C", id="plane"),
+    ],
+)
+def test_a_case_that_cannot_be_is_refused(
+    mode: str, dtype: str, layout: str, plane: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Case(mode, dtype, layout, 1, 1, plane, "sweep", "a test")
+
+
+def test_resnet50_has_53_layers_in_12_shapes() -> None:
+    assert sum(layer.count for layer in RESNET50) == 53
+    assert len({(layer.channels, layer.plane) for layer in RESNET50}) == len(RESNET50) == 12
+
+
+def test_resnet50_layers_have_two_parameters_per_channel() -> None:
+    # 53,120 is the number of BatchNorm parameters of the published network
+    assert sum(2 * layer.channels * layer.count for layer in RESNET50) == 53_120
+
+
+@pytest.mark.parametrize("name", ["sweep", "resnet50"])
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_ids_of_a_suite_are_unique(name: str, quick: bool) -> None:
+    ids = [case.id for case in suite(name, quick=quick)]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_the_lines_of_a_sweep_cross_in_one_case() -> None:
+    cases = sweep_cases(dtypes=("fp32",), layouts=("nchw",))
+    crossing = [case for case in cases if (case.batch, case.channels) == (32, 256)]
+    assert sorted(case.mode for case in crossing) == ["backward_train", "forward_train"]
+    assert all(case.batch == 32 or case.channels == 256 for case in cases)
+
+
+def test_quick_is_a_part_of_the_whole() -> None:
+    for name in ("sweep", "resnet50"):
+        whole, quick = suite(name), suite(name, quick=True)
+        assert {case.id for case in quick} < {case.id for case in whole}
+
+
+def test_suites_hold_what_never_reaches_cudnn_and_real_activations() -> None:
+    cases = vector_cases()
+    assert any(case.layout == "nc" for case in cases)
+    assert {case.dtype for case in cases if case.data == "digits"} == set(DTYPES) - {"fp64"}
+    assert any(case.dtype == "bf16" for case in resnet50_cases())
+
+
+def test_an_unknown_suite_is_refused() -> None:
+    with pytest.raises(ValueError, match="sweep or resnet50"):
+        suite("vgg")
+
+
+def test_cases_results_and_statistics_import_without_torch() -> None:
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "import tritonbn_bench.cases, tritonbn_bench.results, tritonbn_bench.timer\n"
+        "import tritonbn_bench.summary, tritonbn_bench.cli\n"
+        "loaded = {'torch', 'triton', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(loaded))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,176 @@
+"""The command line as a user meets it: verbs, exit codes, interruption, resumption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tritonbn_bench.cases import Case
+from tritonbn_bench.jobs import OutOfTime, Run, default_jobs, perform
+from tritonbn_bench.results import Results, Row
+
+# these processes use the interpreter even where a GPU is, so that they behave alike everywhere
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    "TRITON_INTERPRET": "1",
+    "OMP_NUM_THREADS": "1",
+}
+COMMAND = [sys.executable, "-m", "tritonbn_bench"]
+HAS_REPORT_EXTRAS = all(find_spec(name) for name in ("pandas", "matplotlib"))
+
+
+def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",), ("report",), ("env",)], ids=str)
+def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> None:
+    durations = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = _bench(*arguments, "--help")
+        durations.append(time.perf_counter() - started)
+        assert done.returncode == 0
+        assert done.stdout.startswith("usage: tritonbn-bench")
+    # the least of three: other tests may be running beside this one
+    assert min(durations) < 0.3
+
+
+@pytest.mark.parametrize("verb", ["run", "report", "env"])
+def test_every_help_has_an_example(verb: str) -> None:
+    if verb == "env":
+        assert "tritonbn-bench env" in _bench(verb, "--help").stdout
+    else:
+        assert f"\n  tritonbn-bench {verb}" in _bench(verb, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param((), "the following arguments are required: VERB", id="no-verb"),
+        pytest.param(("fly",), "invalid choice: 'fly'", id="unknown-verb"),
+        pytest.param(("run", "--only", "tea"), "invalid choice: 'tea'", id="unknown-job"),
+        pytest.param(("run", "--minutes", "x"), "invalid float value", id="not-a-number"),
+        pytest.param(("run", "--only", "speed"), "needs a GPU, and none is visible", id="no-gpu"),
+        pytest.param(("run", "--device", "cuda"), "tritonbn-bench: ", id="gpu-and-interpreter"),
+        pytest.param(("run", "--providers", "abacus"), "expected providers of", id="provider"),
+        pytest.param(("report", "no-such-folder"), "no results.json", id="nothing-to-redraw"),
+    ],
+)
+def test_a_users_error_is_explained_with_exit_code_2(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    done = _bench(*arguments)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_env_prints_what_a_bug_report_needs() -> None:
+    done = _bench("env")
+    assert done.returncode == 0
+    names = {line.split(" ", 1)[0] for line in done.stdout.splitlines()}
+    assert {"torch", "triton", "python", "gpu", "driver", "commit", "cpu"} <= names
+
+
+@pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
+def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Path) -> None:
+    done = _bench("run", "--only", "traffic", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("No speed was measured")
+    assert lines[-1] == f"report: {tmp_path / 'index.md'}"
+    page = (tmp_path / "index.md").read_text()
+    (tmp_path / "index.md").unlink()
+    again = _bench("report", str(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "index.md").read_text() == page
+
+
+@pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
+def test_an_interrupted_run_keeps_its_figures_and_goes_on(tmp_path: Path) -> None:
+    arguments = ["run", "--quick", "--only", "accuracy", "--out", str(tmp_path), "--resume"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    # the JSON appears with the first figures
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "results.json").exists() and time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; go on with --resume" in errors
+    kept = Results.load(tmp_path).rows
+    assert kept
+    assert (tmp_path / "index.md").exists()
+    # no time left: one more case, then it stops cleanly
+    done = _bench(*arguments, "--minutes", "0")
+    assert done.returncode == 0, done.stderr
+    assert "time is over; go on with --resume" in done.stderr
+    rows = Results.load(tmp_path).rows
+    assert rows[: len(kept)] == kept
+    assert len({row.key for row in rows}) == len({row.key for row in kept}) + 2
+    assert len({(row.key, row.quantity) for row in rows}) == len(rows)
+
+
+@pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
+def test_a_broken_bound_gives_exit_code_4(tmp_path: Path) -> None:
+    red = Row("accuracy", "measured", "a", "tritonbn", "error of y", status="failed")
+    Results({"device": "cpu"}, [red]).save(tmp_path)
+    done = _bench("report", str(tmp_path))
+    assert (done.returncode, done.stderr) == (4, "")
+
+
+def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) -> None:
+    Results({"device": "cpu", "torch": "0.1"}).save(tmp_path)
+    done = _bench("run", "--only", "traffic", "--resume", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "differ from this run in torch" in done.stderr
+
+
+def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
+    assert default_jobs("cpu") == ("accuracy", "training", "traffic", "host")
+    assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {"resnet50", "sweep"}
+
+
+def test_a_run_out_of_time_keeps_what_it_has(tmp_path: Path) -> None:
+    run = Run(Results({}), tmp_path, "cpu", deadline=time.monotonic() - 1)
+    with pytest.raises(OutOfTime):
+        perform("traffic", run)
+    assert len(run.results.rows) == 1
+
+
+def test_a_job_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    run = Run(Results({}), tmp_path, "cpu")
+    perform("traffic", run)
+    rows = list(run.results.rows)
+    perform("traffic", run)
+    assert run.results.rows == rows
+
+
+def test_without_scikit_learn_the_digits_are_skipped_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tritonbn_bench import accuracy, jobs
+
+    digits = Case("forward_eval", "fp32", "nchw", 4, 3, (8, 8), "accuracy", "", data="digits")
+    monkeypatch.setattr(accuracy, "accuracy_cases", lambda **_: (digits,))
+    monkeypatch.setattr(jobs, "find_spec", lambda _: None)
+    run = Run(Results({}), tmp_path, "cpu")
+    perform("accuracy", run)
+    perform("training", run)
+    assert [(row.job, row.status) for row in run.results.rows] == [
+        ("accuracy", "skipped"),
+        ("training", "skipped"),
+    ]
+    assert all("scikit-learn" in row.reason for row in run.results.rows)

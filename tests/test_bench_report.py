@@ -1,0 +1,190 @@
+"""The report, drawn from the fake timer's figures and from those of a machine without a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tritonbn_bench.cases import Case, suite
+from tritonbn_bench.environment import Environment
+from tritonbn_bench.jobs import Run, perform
+from tritonbn_bench.providers import PROVIDERS
+from tritonbn_bench.results import Results, Row
+from tritonbn_bench.summary import NO_SPEED
+from tritonbn_bench.sweep import planned, time_rows
+from tritonbn_bench.tables import markdown_table
+from tritonbn_bench.timer import FakeTimer, Work
+from tritonbn_bench.training import Outcome, training_rows
+from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
+
+pytest.importorskip("pandas", reason="needs pandas")
+pytest.importorskip("matplotlib", reason="needs matplotlib")
+
+from tritonbn_bench.report import write_report
+
+GPU: Environment = {"device": "cuda", "gpu": "Imaginary GPU", "date": "2026-01-01 00:00 UTC"}
+# GB/s (1e9) of imaginary kernels
+BANDWIDTHS = {
+    "tritonbn": 4000.0,
+    "torch": 2500.0,
+    "torch channels_last": 2000.0,
+    "torch.compile": 3000.0,
+    "copy": 4300.0,
+}
+
+
+def _backend(case: Case, provider: str) -> str:
+    if provider.startswith("torch") and provider != "torch.compile":
+        return "ATen native" if case.dtype == "bf16" or case.layout == "nc" else "cuDNN"
+    return {"tritonbn": "triton", "torch.compile": "Inductor", "copy": "copy_"}[provider]
+
+
+def fake_rows(job: str, cases: Sequence[Case]) -> list[Row]:
+    """Rows as a GPU would give them, of every provider."""
+    rows = []
+    timers = {
+        name: FakeTimer(seed, bandwidth_gb_s=BANDWIDTHS[name])
+        for seed, name in enumerate(PROVIDERS)
+    }
+    for case, provider in planned(cases, list(PROVIDERS.values())):
+        formula = floor_bytes if provider.name == "copy" else two_read_bytes
+        moved = formula(case.mode, case.numel, case.channels, case.itemsize)
+        samples = timers[provider.name].measure(Work(lambda _: None, moved_bytes=moved))
+        backend = _backend(case, provider.name)
+        rows += time_rows(job, case, provider.name, backend, samples)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a full sweep on an imaginary GPU, with one rival that failed."""
+    rows = fake_rows("sweep", suite("sweep")) + fake_rows("resnet50", suite("resnet50"))
+    failed = replace(rows[0], provider="torch.compile", case="x", value=None, status="failed")
+    results = Results(GPU, [*rows, replace(failed, reason="RuntimeError: no | compiler")])
+    return write_report(results, tmp_path_factory.mktemp("measured"))
+
+
+def test_a_measured_report_leads_with_the_ratio_to_each_rival_by_its_backend(
+    measured: Path,
+) -> None:
+    text = measured.read_text()
+    assert text.startswith("# tritonbn on Imaginary GPU, 2026-01-01\n")
+    top = text.split("## ")[0]
+    for rival in ("torch (cuDNN)", "torch (ATen native)", "torch.compile (Inductor)"):
+        assert rival in top
+    assert NO_SPEED not in text
+
+
+def test_a_measured_report_has_its_pictures(measured: Path) -> None:
+    names = {path.stem for path in (measured.parent / "pictures").iterdir()}
+    assert names == {
+        "throughput-forward_train-batch",
+        "throughput-forward_train-channels",
+        "throughput-backward_train-batch",
+        "throughput-backward_train-channels",
+        "resnet50-speedup",
+    }
+    text = measured.read_text()
+    for name in names:
+        assert f"](pictures/{name}.png)" in text
+        assert (measured.parent / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_is_listed_with_its_reason(measured: Path) -> None:
+    section = measured.read_text().split("## Failures and skips")[1]
+    assert "RuntimeError: no \\| compiler" in section
+
+
+def test_the_curves_are_labelled_by_what_ran() -> None:
+    from tritonbn_bench.plots import figures
+
+    rows = fake_rows("sweep", [case for case in suite("sweep") if case.dtype != "fp16"])
+    picture = figures(Results(GPU, rows))["throughput-forward_train-batch"]
+    labels = [axes.get_legend_handles_labels()[1] for axes in picture.axes]
+    assert all(axes.get_legend() is not None for axes in picture.axes)
+    assert [axes.get_title() for axes in picture.axes] == ["fp32", "bf16"]
+    assert "torch nchw (cuDNN)" in labels[0]
+    assert "torch nchw (ATen native)" in labels[1]
+    assert "torch channels_last (ATen native)" in labels[1]
+    assert "tritonbn nhwc (triton)" in labels[0]
+
+
+def test_the_curves_hold_the_figures_of_the_rows() -> None:
+    from tritonbn_bench.plots import figures
+
+    rows = fake_rows("sweep", [case for case in suite("sweep") if case.dtype == "fp32"])
+    (axes,) = figures(Results(GPU, rows))["throughput-backward_train-channels"].axes
+    curve = next(line for line in axes.lines if str(line.get_label()).startswith("tritonbn nchw"))
+    expected = {
+        row.channels: row.value
+        for row in rows
+        if (row.mode, row.layout, row.provider) == ("backward_train", "nchw", "tritonbn")
+        and row.quantity == "throughput"
+        and (row.batch, row.space) == (32, 784)
+    }
+    found = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))  # type: ignore[arg-type]
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a machine without a GPU: training, traffic, one red accuracy row."""
+    folder = tmp_path_factory.mktemp("unmeasured")
+    run = Run(Results({"device": "cpu"}), folder, "cpu")
+    perform("traffic", run)
+    run.add(training_rows(Outcome((2.0, 1.0), (2.0, 1.0 + 1e-6), 16, 4, "interpreter", (), True)))
+    accuracy = Row(
+        "accuracy", "measured", "forward_train/fp32/nchw/N1C2S4", "tritonbn", "error of y"
+    )
+    accuracy = replace(accuracy, mode="forward_train", dtype="fp32", layout="nchw", data="digits")
+    ours = replace(accuracy, value=5.0, bound=4.0, status="failed", reason="y: error 5 is above 4")
+    run.add([ours, replace(accuracy, provider="torch", value=1.0)])
+    return write_report(run.results, folder)
+
+
+def test_without_a_gpu_the_page_says_so_first_and_shows_no_throughput(unmeasured: Path) -> None:
+    text = unmeasured.read_text()
+    assert text.splitlines()[2] == f"- **{NO_SPEED}**"
+    assert "GB/s" not in text
+    assert not list((unmeasured.parent / "pictures").glob("throughput*"))
+
+
+def test_modelled_bytes_are_never_called_measured(unmeasured: Path) -> None:
+    text = unmeasured.read_text()
+    section = text.split("## Traffic (modelled)")[1].split("## ")[0]
+    assert "By formula, not measured" in section
+    assert "![Modelled bytes" in section
+
+
+def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) -> None:
+    text = unmeasured.read_text()
+    assert "Accuracy: 0 of 1 results keep the bound" in text.split("## ")[0]
+    assert "y: error 5 is above 4" in text.split("## Failures and skips")[1]
+
+
+def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
+    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
+    perform("traffic", run)
+    run.results.save(tmp_path)
+    page = write_report(run.results, tmp_path)
+    picture = tmp_path / "pictures" / "traffic.png"
+    before = page.read_bytes(), picture.read_bytes()
+    write_report(Results.load(tmp_path), tmp_path)
+    assert (page.read_bytes(), picture.read_bytes()) == before
+
+
+def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
+    table = markdown_table(("a", "b"), [("x|y", 1.5), (None, 20000.0)])
+    assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1.5 |", "| - | 20000 |"]
+
+
+def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> None:
+    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
+    perform("traffic", run)
+    rows = [row for row in run.results.rows if row.dtype == "fp32" and row.provider == "floor"]
+    assert {row.kind for row in rows} == {"modelled"}
+    assert sum(row.count or 0 for row in rows) == 2 * 53
+    first = next(row for row in rows if row.mode == "forward_train" and row.space == 112**2)
+    # x read once, y written once, and 9 vectors of 64 channels
+    assert first.value == 2 * 4 * 64 * 64 * 112**2 + 9 * 64 * 4

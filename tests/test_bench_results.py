@@ -1,0 +1,122 @@
+"""The tidy table, its files, and how an interrupted run goes on."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tritonbn_bench.results import (
+    COLUMNS,
+    ENVIRONMENT_COLUMNS,
+    Results,
+    Row,
+    throughput_row,
+)
+
+ENVIRONMENT: dict[str, str | int | float | bool | None] = {
+    "device": "cuda",
+    "gpu": "imaginary",
+    "torch": "2.11.0",
+    "date": "2026-01-01",
+}
+TIME = Row(
+    "sweep",
+    "measured",
+    "forward_train/fp32/nchw/N1C2S4",
+    "tritonbn",
+    "time",
+    unit="ms",
+    value=2.0,
+    low=1.0,
+    high=4.0,
+    floor_bytes=8_000_000,
+)
+
+
+def test_every_column_says_what_it_means() -> None:
+    assert all(COLUMNS.values())
+    assert {"value", "low", "high", "unit", "kind", "backend", "floor_bytes"} <= set(COLUMNS)
+
+
+def test_a_figure_is_measured_modelled_or_static() -> None:
+    with pytest.raises(ValueError, match="kind to be one of measured, modelled, static"):
+        replace(TIME, kind="guessed")
+
+
+def test_throughput_is_floor_bytes_over_time_in_units_of_1e9() -> None:
+    row = throughput_row(TIME)
+    assert (row.unit, row.value, row.low, row.high) == ("GB/s", 4.0, 2.0, 8.0)
+
+
+def test_no_throughput_comes_from_a_row_without_a_time() -> None:
+    with pytest.raises(ValueError, match="time in ms and floor bytes"):
+        throughput_row(replace(TIME, value=None, status="failed"))
+
+
+def test_json_gives_back_what_was_saved(tmp_path: Path) -> None:
+    saved = Results(ENVIRONMENT, [TIME, replace(TIME, provider="torch", reason="a | and\n a line")])
+    saved.save(tmp_path)
+    loaded = Results.load(tmp_path)
+    assert loaded.rows == saved.rows
+    assert loaded.environment == ENVIRONMENT
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_empty_table_is_valid_json(tmp_path: Path) -> None:
+    Results(ENVIRONMENT).save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == []
+
+
+def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": "another/1"}')
+    with pytest.raises(ValueError, match=r"schema tritonbn\.results/1"):
+        Results.load(tmp_path)
+
+
+def test_the_frame_has_the_columns_in_order() -> None:
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    frame = Results(ENVIRONMENT, [TIME]).frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame.loc[0, "value"] == 2.0
+
+
+def test_a_line_of_the_csv_names_its_machine(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs pandas")
+    path = Results(ENVIRONMENT, [TIME]).write_csv(tmp_path)
+    with path.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert list(lines[0]) == [*COLUMNS, *ENVIRONMENT_COLUMNS]
+    assert lines[0]["gpu"] == "imaginary"
+    assert float(lines[0]["value"]) == 2.0
+
+
+def test_a_resumed_run_keeps_figures_and_does_failures_again(tmp_path: Path) -> None:
+    failed = replace(TIME, provider="torch.compile", value=None, status="failed")
+    skipped = replace(TIME, provider="copy", value=None, status="skipped")
+    Results(ENVIRONMENT, [TIME, failed, skipped]).save(tmp_path)
+    resumed = Results.resume(tmp_path, {**ENVIRONMENT, "date": "2026-01-02"})
+    assert resumed.rows == [TIME]
+    assert resumed.done() == {TIME.key}
+    assert resumed.environment["date"] == "2026-01-01"
+
+
+def test_nothing_to_resume_is_a_fresh_start(tmp_path: Path) -> None:
+    assert Results.resume(tmp_path, ENVIRONMENT).rows == []
+
+
+def test_figures_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
+    Results(ENVIRONMENT, [TIME]).save(tmp_path)
+    with pytest.raises(ValueError, match="differ from this run in gpu, torch"):
+        Results.resume(tmp_path, {**ENVIRONMENT, "gpu": "another", "torch": "2.13.0"})
+
+
+def test_saving_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    results = Results(ENVIRONMENT, [TIME])
+    results.save(tmp_path)
+    results.add([replace(TIME, reason=object())])  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        results.save(tmp_path)
+    assert Results.load(tmp_path).rows == [TIME]

@@ -1,0 +1,106 @@
+"""What rows amount to: ratios, totals, verdict and exit code."""
+
+from dataclasses import replace
+
+import pytest
+
+from tritonbn_bench.results import Results, Row
+from tritonbn_bench.summary import (
+    NO_SPEED,
+    exit_code,
+    geomean,
+    network_times,
+    speedups,
+    step_bytes,
+    verdict,
+)
+
+
+def _time(provider: str, value: float, **changes: object) -> Row:
+    row = Row("resnet50", "measured", "a", provider, "time", unit="ms", value=value, count=1)
+    return replace(row, backend=provider.upper(), mode="forward_train", dtype="fp32", **changes)  # type: ignore[arg-type]
+
+
+def test_geomean_of_a_ratio_and_its_inverse_is_one() -> None:
+    assert geomean([4.0, 0.25]) == pytest.approx(1.0)
+
+
+def test_geomean_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        geomean([])
+
+
+def test_the_copy_is_a_ceiling_and_no_rival() -> None:
+    rows = [_time("tritonbn", 2.0), _time("torch", 3.0), _time("copy", 1.0)]
+    assert [(item.rival, item.backend, item.ratio) for item in speedups(rows)] == [
+        ("torch", "TORCH", 1.5)
+    ]
+
+
+def test_a_rival_without_a_figure_gives_no_ratio() -> None:
+    rows = [_time("tritonbn", 2.0), replace(_time("torch", 1.0), value=None, status="failed")]
+    assert speedups(rows) == []
+
+
+def test_network_time_counts_each_shape_as_often_as_it_occurs() -> None:
+    rows = [_time("tritonbn", 2.0, count=3), _time("tritonbn", 1.0, case="b", count=4)]
+    assert network_times(rows) == {("forward_train", "fp32", "", "tritonbn"): 10.0}
+
+
+def test_network_time_of_an_unfinished_provider_is_not_given() -> None:
+    rows = [_time("tritonbn", 2.0), _time("tritonbn", 1.0, case="b"), _time("torch", 1.0)]
+    assert [key[3] for key in network_times(rows)] == ["tritonbn"]
+
+
+def test_modelled_bytes_are_summed_over_the_layers() -> None:
+    row = Row("traffic", "modelled", "a", "floor", "bytes moved", value=5.0, dtype="bf16", count=2)
+    other = replace(row, case="b", value=1.0, count=1)
+    assert step_bytes([row, other]) == {("bf16", "", "floor"): 11.0}
+
+
+def test_without_a_gpu_the_first_sentence_says_that_no_speed_was_measured() -> None:
+    assert verdict(Results({"device": "cpu"}))[0] == NO_SPEED
+
+
+def test_a_slower_case_is_counted_in_the_verdict() -> None:
+    rows = [_time("tritonbn", 2.0), _time("torch", 1.0)]
+    sentence = verdict(Results({"device": "cuda"}, rows))[0]
+    assert "0.50 x the speed of torch (TORCH)" in sentence
+    assert sentence.endswith("slower in 1.")
+
+
+ACCURACY = Row(
+    "accuracy",
+    "measured",
+    "a",
+    "tritonbn",
+    "error of y",
+    value=1.0,
+    bound=4.0,
+    dtype="fp32",
+    layout="nchw",
+    data="digits",
+)
+
+
+def test_the_verdict_names_the_result_nearest_to_its_bound() -> None:
+    nearest = replace(ACCURACY, quantity="error of dx", value=3.0)
+    red = replace(ACCURACY, case="b", value=9.0, status="failed")
+    sentences = verdict(Results({"device": "cpu"}, [ACCURACY, nearest, red]))
+    assert sentences[1] == (
+        "Accuracy: 2 of 3 results keep the bound; "
+        "the nearest to it reaches 75% (error of dx, fp32, nchw, digits)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "code"),
+    [
+        pytest.param("tritonbn", "ok", 0, id="all-passed"),
+        pytest.param("tritonbn", "failed", 4, id="ours-is-red"),
+        pytest.param("torch.compile", "failed", 0, id="a-rival-cannot-run"),
+        pytest.param("tritonbn", "skipped", 0, id="an-extra-is-missing"),
+    ],
+)
+def test_only_our_own_red_check_fails_a_run(provider: str, status: str, code: int) -> None:
+    assert exit_code([ACCURACY, replace(ACCURACY, provider=provider, status=status)]) == code
