@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tritonbn_kernels.layout import CHANNELS_FIRST, ChannelView
@@ -46,15 +46,29 @@ VECTOR_LIMIT_32 = 2**30
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What of a device decides a plan: number of SMs (compute units), and the factor by which
-    tiles grow (1 on GPUs; the interpreter pays per operation, not per element)."""
+    """What of a device decides a plan.
+
+    sm_count: SMs (compute units) that a launch may fill. tile_scale: factor by which tiles grow, 1
+    on GPUs. cooperative: whether programs may wait for one another. assembly: whether PTX can be
+    inlined. registers, warps: of one SM.
+    """
 
     sm_count: int
     tile_scale: int = 1
+    cooperative: bool = True
+    assembly: bool = True
+    registers: int = 65536
+    warps: int = 64
+
+    def programs(self, max_registers: int, num_warps: int) -> int:
+        """Programs of `num_warps` warps that are on the device at once."""
+        by_registers = self.registers // (max_registers * 32 * num_warps)
+        return self.sm_count * max(1, min(by_registers, self.warps // num_warps))
 
 
-# few programs, big tiles: a program costs the interpreter about a millisecond whatever its size
-INTERPRETER = DeviceProfile(sm_count=1, tile_scale=8)
+# few programs, big tiles: a program costs the interpreter about a millisecond whatever its size.
+# its programs run one after another, so that none may wait for another
+INTERPRETER = DeviceProfile(sm_count=1, tile_scale=8, cooperative=False, assembly=False)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,8 @@ class LaunchPlan:
         return self.blocks(n_channels) * self.splits
 
 
-def _power_of_two_at_least(n: int) -> int:
+def power_of_two_at_least(n: int) -> int:
+    """Smallest power of two that is not below `n`."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -109,20 +124,21 @@ def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) 
     if vector == 1 and itemsize < 4:
         # modelled: a scalar access keeps an address of its own, as large as what it loads
         elements //= 2
-    channels = _power_of_two_at_least(view.n_channels)
+    channels = power_of_two_at_least(view.n_channels)
     if view.family == CHANNELS_FIRST:
-        block_v = min(_power_of_two_at_least(vectors_of(view, vector)), elements // vector)
+        block_v = min(power_of_two_at_least(vectors_of(view, vector)), elements // vector)
         block_c = min(channels, elements // (block_v * vector))
         # small planes: rather more programs of fewer channels than an idle machine
         while block_c > 1 and -(-view.n_channels // block_c) < device.sm_count:
             block_c //= 2
     else:
         block_c = min(channels, ROW_BYTES * device.tile_scale // itemsize)
-        block_v = min(_power_of_two_at_least(view.n_outer), elements // block_c)
+        block_v = min(power_of_two_at_least(view.n_outer), elements // block_c)
     return block_c, block_v
 
 
-def _num_warps(elements: int, itemsize: int) -> int:
+def warps_for(elements: int, itemsize: int) -> int:
+    """Warps for a tile of so many elements."""
     # 64 bytes a thread are four 16-byte accesses in flight; more than 16 scalars cost registers
     by_bytes = elements * itemsize // (32 * 4 * ACCESS_BYTES)
     return max(1, min(4, max(by_bytes, elements // (32 * 16))))
@@ -132,7 +148,7 @@ def _plan(
     view: ChannelView, itemsize: int, device: DeviceProfile, vector: int, pointwise: bool
 ) -> LaunchPlan:
     block_c, block_v = _tile(view, vector, itemsize, device)
-    block_c, block_v = _pinned.get("block_c", block_c), _pinned.get("block_v", block_v)
+    block_c, block_v = pinned("block_c", block_c), pinned("block_v", block_v)
     lanes = vector if view.family == CHANNELS_FIRST else 1
     blocks = -(-view.n_channels // block_c)
     vectors = vectors_of(view, vector)
@@ -143,8 +159,8 @@ def _plan(
     else:
         fused = tiles <= FUSED_TILES or blocks >= FUSED_FILL * aim
         splits = max(2, min(-(-aim // blocks), tiles // TILES_PER_SPLIT))
-    fused = bool(_pinned.get("fused", fused))
-    splits = 1 if fused else _pinned.get("splits", splits)
+    fused = bool(pinned("fused", fused))
+    splits = 1 if fused else pinned("splits", splits)
     # whole tiles for every program, so that only the last one meets a partial tile
     vectors_per_split = -(-tiles // splits) * block_v
     return LaunchPlan(
@@ -154,7 +170,7 @@ def _plan(
         vector=vector,
         splits=-(-vectors // vectors_per_split),
         vectors_per_split=vectors_per_split,
-        num_warps=_pinned.get("num_warps", _num_warps(block_c * block_v * lanes, itemsize)),
+        num_warps=pinned("num_warps", warps_for(block_c * block_v * lanes, itemsize)),
     )
 
 
@@ -180,10 +196,23 @@ def plan_pointwise(
     return _plan(view, itemsize, device, vector, pointwise=True)
 
 
+PINNABLE = frozenset(
+    {"block_c", "block_v", "fused", "num_warps", "pieces", "programs", "resident", "splits"}
+)
 _pinned: dict[str, int] = {}
 _caches: list[dict[Any, Any]] = []
 # kinds of calls kept before all are forgotten: bounds the memory of a job whose shapes never repeat
 _CACHE_LIMIT = 8192
+
+
+def pinned(name: str, free: int) -> int:
+    """The pinned value of a field, else `free`."""
+    return _pinned.get(name, free)
+
+
+def is_pinned(*names: str) -> bool:
+    """Whether any of these fields is pinned."""
+    return any(name in _pinned for name in names)
 
 
 def plan_cache() -> dict[Any, Any]:
@@ -208,16 +237,17 @@ def clear_plan_caches() -> None:
 
 @contextmanager
 def pinned_plan(**pins: int) -> Iterator[None]:
-    """Plans made inside use these fields: block_c, block_v, splits, num_warps, fused.
+    """Plans made inside use these fields: block_c, block_v, splits, num_warps; fused (0 or 1) for
+    the two-read plans; resident (0 or 1), pieces and programs for the one-read plans, which a
+    pinned `fused` or `splits` rules out unless resident=1 asks for them.
 
     For tests, which reach several tiles and splits on small tensors so. Not for several threads.
 
     Raises:
         ValueError: a field that cannot be pinned.
     """
-    allowed = {field.name for field in fields(LaunchPlan)} - {"vector", "vectors_per_split"}
-    if unknown := set(pins) - allowed:
-        raise ValueError(f"expected fields of {sorted(allowed)}, got {sorted(unknown)}")
+    if unknown := set(pins) - PINNABLE:
+        raise ValueError(f"expected fields of {sorted(PINNABLE)}, got {sorted(unknown)}")
     before = dict(_pinned)
     _pinned.update(pins)
     clear_plan_caches()

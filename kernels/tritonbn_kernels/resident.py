@@ -1,0 +1,280 @@
+"""One read: a channel's data stays in registers between its statistics and its normalisation.
+
+An item is one member of a group: PIECES tiles of a block of channels. `group_size` members share
+the block's values, meet at a barrier (`barrier.py`) after their partial results, merge all of them
+in index order, and finish from registers: 1R + 1W forward, 2R + 1W backward. With one member there
+is no barrier and the launch is an ordinary one. The grid is persistent: items are dealt round-robin,
+so that no program owns two items of one group while the grid is at least as large as the group.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tritonbn_kernels.barrier import group_barrier
+from tritonbn_kernels.gradients import finish_gradients, merge_sums
+from tritonbn_kernels.moments import (
+    inverse_std,
+    load_channels,
+    locate_vectors,
+    tile_mask,
+    tile_offsets,
+    two_word_sum,
+)
+from tritonbn_kernels.statistics import finish_statistics, merge_partials
+from tritonbn_kernels.words import interleave, opaque, unpack
+
+
+# fmt: off
+@triton.jit
+def hold(
+    ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+    stride_outer, stride_channel,
+    OFFSETS_64: tl.constexpr, WORDS: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
+):
+    # fmt: on
+    """PIECES tiles (BLOCK_C, BLOCK_V, WORDS) of int32 words from vector `first`, 0 outside."""
+    held = ()
+    for piece in tl.static_range(PIECES):
+        offs_v = first + piece * BLOCK_V + tl.arange(0, BLOCK_V)
+        outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, False)
+        mask = tile_mask(offs_c, offs_v, n_channels, last, False, WORDS)
+        offsets = tile_offsets(
+            outer, column, offs_c, stride_outer, stride_channel, False, OFFSETS_64, WORDS
+        )
+        held = held + (tl.load(ptr.to(tl.pointer_type(tl.int32)) + offsets, mask=mask, other=0),)
+    return held
+
+
+# fmt: off
+@triton.jit
+def put_tile(
+    ptr, values, offs_c, offs_v, last, n_channels, inner_vectors, magic, shift,
+    stride_outer, stride_channel, OFFSETS_64: tl.constexpr, VECTOR: tl.constexpr,
+):
+    # fmt: on
+    """Store one tile (BLOCK_C, BLOCK_V, VECTOR) whose vectors are offs_v."""
+    outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, False)
+    mask = tile_mask(offs_c, offs_v, n_channels, last, False, VECTOR)
+    offsets = tile_offsets(
+        outer, column, offs_c, stride_outer, stride_channel, False, OFFSETS_64, VECTOR
+    )
+    tl.store(ptr + offsets, values, mask=mask)
+
+
+# fmt: off
+@triton.jit
+def held_moments(
+    held, first_values, offs_c, first, last, n_channels,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr,
+    BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
+):
+    # fmt: on
+    """(pivot, mean and M2 of `x - pivot`), each (BLOCK_C,), of what is held.
+
+    Sums of d and d^2 about the mean of the first tile. A pivot amid one of at most PIECES tiles is
+    within sqrt(PIECES) standard deviations of their mean: the subtraction at the end costs no more
+    than that factor squared.
+    """
+    offs_tile = tl.arange(0, BLOCK_V)
+    mask = tile_mask(offs_c, first + offs_tile, n_channels, last, False, WORDS)
+    deviation = tl.zeros(held[0].shape, tl.float32)
+    for part in tl.static_range(PACK):
+        x = unpack(held[0], DTYPE)[part]
+        deviation += tl.where(mask, x - first_values[:, None, None], 0.0)
+    tile_count = (tl.minimum(last - first, BLOCK_V) * (WORDS * PACK)).to(tl.float32)
+    pivot = first_values + tl.sum(tl.sum(deviation, axis=2), axis=1) / tile_count
+    sum_d = tl.zeros(held[0].shape, tl.float32)
+    sum_dd = tl.zeros(held[0].shape, tl.float32)
+    for piece in tl.static_range(PIECES):
+        mask = tile_mask(
+            offs_c, first + piece * BLOCK_V + offs_tile, n_channels, last, False, WORDS
+        )
+        for part in tl.static_range(PACK):
+            d = tl.where(mask, unpack(held[piece], DTYPE)[part] - pivot[:, None, None], 0.0)
+            sum_d += d
+            sum_dd = tl.fma(d, d, sum_dd)
+    count = ((last - first) * (WORDS * PACK)).to(tl.float32)
+    total = tl.sum(tl.sum(sum_d, axis=2), axis=1)
+    mean = total / count
+    m2 = tl.sum(tl.sum(sum_dd, axis=2), axis=1) - total * mean
+    # not maximum(): NaN must stay NaN
+    return pivot, mean, tl.where(m2 < 0.0, 0.0, m2)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split", "splits",
+    "x_stride_outer", "x_stride_channel", "y_stride_outer", "y_stride_channel",
+])
+def resident_forward_kernel(
+    x_ptr, gamma_ptr, beta_ptr,
+    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
+    partials_ptr, arrivals_ptr, barriers_ptr,
+    n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
+    x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
+    count, eps, momentum,
+    CUMULATIVE: tl.constexpr, GROUPED: tl.constexpr, OFFSETS_64: tl.constexpr,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """Statistics, running statistics and y of the items of this program, x read once."""
+    items = tl.cdiv(n_channels, BLOCK_C) * splits
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        block = item // splits
+        member = item - block * splits
+        first = member * vectors_per_split
+        last = tl.minimum(first + vectors_per_split, n_vectors)
+        offs_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < n_channels
+        held = hold(
+            x_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            x_stride_outer, x_stride_channel, OFFSETS_64, WORDS, BLOCK_V, PIECES,
+        )  # fmt: skip
+        channel_start = offs_c.to(tl.int64) * x_stride_channel * (WORDS * PACK)
+        first_values = load_channels(x_ptr, channel_start, mask_c, 0.0, tl.float32)
+        pivot, mean, m2 = held_moments(
+            held, first_values, offs_c, first, last, n_channels,
+            DTYPE, WORDS, PACK, BLOCK_V, PIECES,
+        )  # fmt: skip
+        if GROUPED:
+            partial = partials_ptr + member.to(tl.int64) * 3 * n_channels
+            mean_hi, mean_lo = two_word_sum(pivot, mean)
+            tl.store(partial + offs_c, mean_hi, mask=mask_c)
+            tl.store(partial + n_channels + offs_c, mean_lo, mask=mask_c)
+            tl.store(partial + 2 * n_channels + offs_c, m2, mask=mask_c)
+            group_barrier(barriers_ptr + block, member, splits)
+            pivot, mean, m2 = merge_partials(
+                partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits,
+                tl.float32, WORDS * PACK, BLOCK_C, BLOCK_K,
+            )  # fmt: skip
+        if member == 0:
+            finish_statistics(
+                pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
+                running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
+                n_channels, count, eps, momentum,
+                None, None, CUMULATIVE, False, tl.float32, BLOCK_C,
+            )  # fmt: skip
+        mean_hi, mean_lo = two_word_sum(pivot, mean)
+        inv_std = inverse_std(m2 / count, eps)
+        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
+        offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, tl.float32)
+        again = opaque(first, ASM)
+        for piece in tl.static_range(PIECES):
+            offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
+            values = unpack(opaque(held[piece], ASM), DTYPE)
+            normalized = ()
+            for part in tl.static_range(PACK):
+                centred = (values[part] - mean_hi[:, None, None]) - mean_lo[:, None, None]
+                normalized = normalized + (
+                    tl.fma(
+                        centred,
+                        tl.broadcast_to(scale[:, None, None], centred.shape),
+                        tl.broadcast_to(offset[:, None, None], centred.shape),
+                    ),
+                )
+            put_tile(
+                y_ptr, interleave(normalized, DTYPE), offs_c, offs_v, last,
+                n_channels, inner_vectors, magic, shift, y_stride_outer, y_stride_channel,
+                OFFSETS_64, WORDS * PACK,
+            )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def held_sums(
+    held_dy, held_x, mean_hi, mean_lo, offs_c, first, last, n_channels,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr,
+    BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
+):
+    # fmt: on
+    """(sum of dy, sum of dy * (x - mean)), each (BLOCK_C,), of what is held."""
+    sum_dy = tl.zeros(held_dy[0].shape, tl.float32)
+    sum_dy_centred = tl.zeros(held_dy[0].shape, tl.float32)
+    for piece in tl.static_range(PIECES):
+        offs_v = first + piece * BLOCK_V + tl.arange(0, BLOCK_V)
+        mask = tile_mask(offs_c, offs_v, n_channels, last, False, WORDS)
+        for part in tl.static_range(PACK):
+            dy = unpack(held_dy[piece], DTYPE)[part]
+            x = unpack(held_x[piece], DTYPE)[part]
+            centred = tl.where(mask, (x - mean_hi[:, None, None]) - mean_lo[:, None, None], 0.0)
+            sum_dy += dy
+            sum_dy_centred = tl.fma(dy, centred, sum_dy_centred)
+    return (
+        tl.sum(tl.sum(sum_dy, axis=2), axis=1),
+        tl.sum(tl.sum(sum_dy_centred, axis=2), axis=1),
+    )
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split", "splits",
+    "dy_stride_outer", "dy_stride_channel", "x_stride_outer", "x_stride_channel",
+    "dx_stride_outer", "dx_stride_channel",
+])
+def resident_backward_kernel(
+    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, partials_ptr, barriers_ptr,
+    n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
+    dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
+    dx_stride_outer, dx_stride_channel,
+    count,
+    GROUPED: tl.constexpr, OFFSETS_64: tl.constexpr,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """dx, dgamma and dbeta (training) of the items of this program, dy and x read once."""
+    items = tl.cdiv(n_channels, BLOCK_C) * splits
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        block = item // splits
+        member = item - block * splits
+        first = member * vectors_per_split
+        last = tl.minimum(first + vectors_per_split, n_vectors)
+        offs_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < n_channels
+        held_dy = hold(
+            dy_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            dy_stride_outer, dy_stride_channel, OFFSETS_64, WORDS, BLOCK_V, PIECES,
+        )  # fmt: skip
+        held_x = hold(
+            x_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            x_stride_outer, x_stride_channel, OFFSETS_64, WORDS, BLOCK_V, PIECES,
+        )  # fmt: skip
+        mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, tl.float32)
+        mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, tl.float32)
+        inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, tl.float32)
+        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
+        sum_dy, sum_dy_centred = held_sums(
+            held_dy, held_x, mean_hi, mean_lo, offs_c, first, last, n_channels,
+            DTYPE, WORDS, PACK, BLOCK_V, PIECES,
+        )  # fmt: skip
+        if GROUPED:
+            partial = partials_ptr + member.to(tl.int64) * 2 * n_channels
+            tl.store(partial + offs_c, sum_dy, mask=mask_c)
+            tl.store(partial + n_channels + offs_c, sum_dy_centred, mask=mask_c)
+            group_barrier(barriers_ptr + block, member, splits)
+            sum_dy, sum_dy_centred = merge_sums(
+                partials_ptr, offs_c, mask_c, n_channels, splits, tl.float32, BLOCK_C, BLOCK_K
+            )
+        mean_dy, slope = finish_gradients(
+            sum_dy, sum_dy_centred, inv_std, offs_c, mask_c & (member == 0),
+            dgamma_ptr, dbeta_ptr, None, n_channels, count,
+        )  # fmt: skip
+        again = opaque(first, ASM)
+        for piece in tl.static_range(PIECES):
+            offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
+            dys = unpack(opaque(held_dy[piece], ASM), DTYPE)
+            xs = unpack(opaque(held_x[piece], ASM), DTYPE)
+            gradients = ()
+            for part in tl.static_range(PACK):
+                centred = (xs[part] - mean_hi[:, None, None]) - mean_lo[:, None, None]
+                rest = (dys[part] - mean_dy[:, None, None]) - centred * slope[:, None, None]
+                gradients = gradients + (scale[:, None, None] * rest,)
+            put_tile(
+                dx_ptr, interleave(gradients, DTYPE), offs_c, offs_v, last,
+                n_channels, inner_vectors, magic, shift, dx_stride_outer, dx_stride_channel,
+                OFFSETS_64, WORDS * PACK,
+            )  # fmt: skip
