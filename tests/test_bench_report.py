@@ -132,7 +132,7 @@ def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a machine without a GPU: training, traffic, one red accuracy row."""
     folder = tmp_path_factory.mktemp("unmeasured")
     run = Run(Results({"device": "cpu"}), folder, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     run.add(training_rows(Outcome((2.0, 1.0), (2.0, 1.0 + 1e-6), 16, 4, "interpreter", (), True)))
     accuracy = Row(
         "accuracy", "measured", "forward_train/fp32/nchw/N1C2S4", "tritonbn", "error of y"
@@ -165,7 +165,7 @@ def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) ->
 
 def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     run.results.save(tmp_path)
     page = write_report(run.results, tmp_path)
     picture = tmp_path / "pictures" / "traffic.png"
@@ -181,7 +181,7 @@ def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
 
 def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     rows = [row for row in run.results.rows if row.dtype == "fp32" and row.provider == "floor"]
     assert {row.kind for row in rows} == {"modelled"}
     assert sum(row.count or 0 for row in rows) == 2 * 53
