@@ -12,7 +12,7 @@ from .environment import device_name
 from .plots import draw
 from .results import COLUMNS, Results
 from .summary import OURS, failed, geomean, network_times, speedups, times, verdict
-from .tables import case_table, error_tables, folded, markdown_table
+from .tables import case_table, error_tables, folded, markdown_table, traffic_table
 
 __all__ = ["write_report"]
 
@@ -224,8 +224,9 @@ def _traffic(results: Results, links: dict[str, str]) -> str:
         "training step. The floor reads x once forward (1R + 1W) and x and dy once backward "
         "(2R + 1W); kernels that read twice, ours of today and torch's, move 2R + 1W and 4R + 1W."
     )
+    picture = _picture(links, "traffic", "Modelled bytes per training step")
     return _section(
-        "Traffic (modelled)", note, _picture(links, "traffic", "Modelled bytes per training step")
+        "Traffic (modelled)", note, picture, folded("Every shape, MB", traffic_table(rows))
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from .results import Row
 from .summary import OURS, times
 
-__all__ = ["case_table", "error_tables", "folded", "markdown_table"]
+__all__ = ["case_table", "error_tables", "folded", "markdown_table", "traffic_table"]
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
@@ -26,7 +26,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e4 or abs(value) >= 1e6 else f"{value:.0f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str(value).replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
 
 
 def folded(title: str, content: str) -> str:
@@ -154,3 +154,15 @@ def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
 
 def _result(row: Row) -> str:
     return row.quantity.removeprefix("error of ")
+
+
+def traffic_table(rows: Sequence[Row]) -> str:
+    """Modelled megabytes (1e6) of one layer of every shape, one column per provider."""
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    found = {(row.case, row.provider): row for row in rows}
+    lines = []
+    for case in dict.fromkeys(row.case for row in rows):
+        columns = [found[(case, provider)] for provider in providers]
+        figures = [(row.value or 0.0) / 1e6 for row in columns]
+        lines.append((f"`{case}`", columns[0].count, *figures, columns[0].origin))
+    return markdown_table(("case", "layers", *providers, "origin"), lines)
