@@ -87,7 +87,7 @@ def autograd_has_one_home(path: str, text: str) -> Iterator[str]:
 
 
 def backward_is_defined_once(path: str, text: str) -> Iterator[str]:
-    """Subclasses of `autograd.Function` exist in `_operators.py` alone (bench times an empty one)."""
+    """Of the lower floors `_operators.py` alone subclasses `autograd.Function`; bench times one."""
     if path.split("/")[0] not in {"kernels", "tritonbn"} or path == "tritonbn/_operators.py":
         return
     for node in ast.walk(ast.parse(text)):
