@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tritonbn_bench import cli
 from tritonbn_bench.results import Results, Row
 
 # these processes use the interpreter even where a GPU is, so that they behave alike everywhere
@@ -134,3 +135,14 @@ def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) 
     done = _bench("run", "--only", "traffic", "--resume", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "differ from this run in torch" in done.stderr
+
+
+def test_without_the_extras_figures_are_kept_and_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_absent_extras", lambda: ["pandas"])
+    assert cli.main(["run", "--only", "traffic", "--out", str(tmp_path)]) == 0
+    assert "no report was drawn: pandas missing" in capsys.readouterr().out
+    assert Results.load(tmp_path).rows
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "pandas missing: pip install 'tritonbn[report]'" in capsys.readouterr().err
