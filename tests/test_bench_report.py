@@ -13,8 +13,8 @@ from tritonbn_bench.providers import PROVIDERS
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import NO_SPEED
 from tritonbn_bench.sweep import planned, time_rows
-from tritonbn_bench.tables import markdown_table
-from tritonbn_bench.timer import FakeTimer, Work
+from tritonbn_bench.tables import case_table, markdown_table
+from tritonbn_bench.timer import FakeTimer, Samples, Work
 from tritonbn_bench.training import Outcome, training_rows
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
 
@@ -177,6 +177,17 @@ def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path
 def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
     table = markdown_table(("a", "b"), [("x|y", 1.5), (None, 20000.0)])
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1.5 |", "| - | 20000 |"]
+
+
+def test_cases_are_marked_where_the_host_or_the_l2_cache_decides() -> None:
+    case = Case("forward_train", "fp32", "nchw", 1, 2, (2, 2), "resnet50", "a test")
+    fast, slow = (Samples((0.01,) * 5, wall, "cold") for wall in (0.0129, 0.0131))
+    remarks = {}
+    for name, samples, l2_bytes in (("none", fast, 0), ("L2", fast, 10**6), ("host", slow, 0)):
+        rows = time_rows("resnet50", case, "tritonbn", "triton", samples)
+        line = next(line for line in case_table(rows, l2_bytes).splitlines() if case.id in line)
+        remarks[name] = line.split("|")[-2].strip()
+    assert remarks == {"none": "", "L2": "fits L2", "host": "host-bound"}
 
 
 def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> None:

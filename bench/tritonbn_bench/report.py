@@ -103,7 +103,8 @@ def _machine(results: Results) -> str:
             "read before every sample, and the device waits until the call is issued); random "
             "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
             "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
-            "kernel that reads twice shows fewer. Clocks were not locked."
+            "kernel that reads twice shows fewer. Host-bound: calls in a row take more than 1.3 x the "
+            "device time each. Clocks were not locked."
         )
     return _section("Machine and method", markdown_table(("", "value"), known), how)
 
@@ -152,7 +153,9 @@ def _resnet50(results: Results, links: dict[str, str]) -> str:
     )
     note = "Device time of all 53 BatchNorm layers: time of each shape x number of layers."
     picture = _picture(links, "resnet50-speedup", "Measured speedup by shape")
-    return _section("ResNet-50 (measured)", note, table, picture, case_table(rows))
+    return _section(
+        "ResNet-50 (measured)", note, table, picture, case_table(rows, _l2_bytes(results))
+    )
 
 
 def _vectors(results: Results) -> str:
@@ -163,7 +166,13 @@ def _vectors(results: Results) -> str:
     ]
     if not times(rows):
         return ""
-    return _section("Without a plane, and real activations (measured)", case_table(rows))
+    return _section(
+        "Without a plane, and real activations (measured)", case_table(rows, _l2_bytes(results))
+    )
+
+
+def _l2_bytes(results: Results) -> int:
+    return int(results.environment.get("l2_bytes") or 0)
 
 
 def _accuracy(results: Results, links: dict[str, str]) -> str:
