@@ -103,8 +103,8 @@ def _machine(results: Results) -> str:
             "read before every sample, and the device waits until the call is issued); random "
             "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
             "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
-            "kernel that reads twice shows fewer. Host-bound: calls in a row take more than 1.3 x the "
-            "device time each. Clocks were not locked."
+            "kernel that reads twice shows fewer. Host-bound: calls in a row take more than "
+            "1.3 x the device time each. Clocks were not locked."
         )
     return _section("Machine and method", markdown_table(("", "value"), known), how)
 
