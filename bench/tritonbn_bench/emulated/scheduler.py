@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from types import FrameType
@@ -292,9 +293,8 @@ def _kernel_line(frame: FrameType | None) -> str:
 
 def _greenlet() -> Any:
     try:
-        import greenlet
+        return import_module("greenlet")
     except ImportError as error:
         raise ImportError(
             "expected greenlet for cooperative schedules, got none: it comes with the extra 'test'"
         ) from error
-    return greenlet
