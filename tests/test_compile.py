@@ -13,6 +13,8 @@ import tritonbn
 
 from .agreement import DEVICE, assert_agreement, kernels_run_on
 
+FORWARD = torch.ops.tritonbn.batch_norm_forward.default
+EVAL = torch.ops.tritonbn.batch_norm_eval.default
 HAS_COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 # backends that keep torch's own arithmetic for what is not ours
 exact_backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -188,7 +190,7 @@ def test_exported_programs_keep_the_operator_and_the_update(
         for graph in program.graph_module.modules()
         if isinstance(graph, torch.fx.GraphModule)
         for node in graph.graph.nodes
-        if node.target is torch.ops.tritonbn.batch_norm_forward.default
+        if node.target is (FORWARD if training else EVAL)
     ]
     assert len(calls) == 2
     module = program.module()

@@ -16,6 +16,7 @@ import tritonbn
 from .agreement import DEVICE
 
 FORWARD = torch.ops.tritonbn.batch_norm_forward.default
+EVAL = torch.ops.tritonbn.batch_norm_eval.default
 BACKWARD = torch.ops.tritonbn.batch_norm_backward.default
 train_and_eval = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
@@ -156,7 +157,24 @@ def test_only_what_the_schema_names_is_written(training: bool) -> None:
     assert changed == ([3, 4, 5] if training else [])
 
 
-@pytest.mark.parametrize("operator", [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_evaluation_has_an_operator_that_declares_no_mutation() -> None:
+    assert not any(
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in EVAL._schema.arguments
+    )
+    x = torch.randn(2, 3, 2, 3, device=DEVICE, requires_grad=True)
+    arguments = forward_arguments(x, False, True, True)
+    opcheck(EVAL, (*arguments[:5], 1e-5))
+    y, saved = EVAL(*arguments[:5], 1e-5)
+    expected, expected_saved = FORWARD(*arguments)
+    assert torch.equal(y, expected)
+    assert torch.equal(saved, expected_saved)
+    dy = torch.randn_like(y)
+    [dx], [expected_dx] = torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, x, dy)
+    assert torch.equal(dx, expected_dx)
+
+
+@pytest.mark.parametrize("operator", [FORWARD, EVAL, BACKWARD], ids=["forward", "eval", "backward"])
 def test_operators_take_any_layout(operator: Any) -> None:
     assert torch.Tag.flexible_layout in operator.tags
 

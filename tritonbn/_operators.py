@@ -1,9 +1,11 @@
-"""The operators `tritonbn::batch_norm_forward` and `tritonbn::batch_norm_backward`, and autograd.
+"""The operators `tritonbn::batch_norm_forward`, `batch_norm_eval` and `batch_norm_backward`, and
+autograd.
 
 Plain eager calls go straight to the launchers. Everything that must see an operator (torch.compile,
 torch.export, dispatch modes) goes through the dispatcher, where the same launchers are registered.
 The forward operator declares that it writes the running statistics; the kernels write raw memory,
-so that eager version counters stay as torch leaves them.
+so that eager version counters stay as torch leaves them. Evaluation has an operator of its own that
+writes nothing, lest exported graphs and compilers take the running statistics for written.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ _library.define(  # type: ignore[no-untyped-call]
     tags=_TAGS,
 )
 _library.define(  # type: ignore[no-untyped-call]
+    "batch_norm_eval(Tensor x, Tensor? weight, Tensor? bias, Tensor running_mean,"
+    " Tensor running_var, float eps) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(  # type: ignore[no-untyped-call]
     "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor saved, bool training,"
     " bool need_dx, bool need_dgamma, bool need_dbeta) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
@@ -39,6 +46,18 @@ def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         with torch.cuda.device(x.device):
             return kernels.batch_norm_forward(x, *arguments)
     return kernels.batch_norm_forward(x, *arguments)
+
+
+def _eval_on_device(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`_forward_on_device` with running statistics."""
+    return _forward_on_device(x, weight, bias, running_mean, running_var, None, False, 0.0, eps)
 
 
 def _backward_on_device(
@@ -82,11 +101,14 @@ def _backward_fake(
 
 for _key in ("CUDA", "CPU"):
     _library.impl("batch_norm_forward", _forward_on_device, _key)  # type: ignore[no-untyped-call]
+    _library.impl("batch_norm_eval", _eval_on_device, _key)  # type: ignore[no-untyped-call]
     _library.impl("batch_norm_backward", _backward_operator, _key)  # type: ignore[no-untyped-call]
 torch.library.register_fake("tritonbn::batch_norm_forward", _forward_fake, lib=_library)
+torch.library.register_fake("tritonbn::batch_norm_eval", _forward_fake, lib=_library)
 torch.library.register_fake("tritonbn::batch_norm_backward", _backward_fake, lib=_library)
 
 _forward_op = torch.ops.tritonbn.batch_norm_forward.default
+_eval_op = torch.ops.tritonbn.batch_norm_eval.default
 _backward_op = torch.ops.tritonbn.batch_norm_backward.default
 
 
@@ -111,8 +133,7 @@ class _BatchNormFunction(torch.autograd.Function):
         momentum: float | None,
         eps: float,
     ) -> Tensor:
-        forward = _forward_op if _through_dispatcher() else _forward_on_device
-        y, saved = forward(
+        y, saved = _forward_on_device(
             x,
             weight,
             bias,
@@ -123,10 +144,7 @@ class _BatchNormFunction(torch.autograd.Function):
             momentum,
             eps,
         )
-        ctx.save_for_backward(x, weight, saved)
-        ctx.training = training
-        ctx.eps = eps
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        _remember(ctx, saved, x, weight, bias, training, eps)
         return y
 
     @staticmethod
@@ -136,7 +154,7 @@ class _BatchNormFunction(torch.autograd.Function):
         dx: Tensor | None
         dgamma: Tensor | None
         dbeta: Tensor | None
-        if _through_dispatcher():
+        if _through_dispatcher() and not torch.is_grad_enabled():
             dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, ctx.training, *needs)
             dx, dgamma, dbeta = (
                 dx if needs[0] else None,
@@ -154,9 +172,87 @@ class _BatchNormFunction(torch.autograd.Function):
         return dx, dgamma, dbeta, None, None, None, None, None, None
 
 
+def _remember(
+    ctx: Any,
+    saved: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+) -> None:
+    """Leave in `ctx` what `_BatchNormFunction.backward` needs."""
+    ctx.save_for_backward(x, weight, saved)
+    ctx.training = training
+    ctx.eps = eps
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+class _OperatorFunction(torch.autograd.Function):
+    """The operators' derivative wherever they are called: compiled, exported, or by their names."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        operator: Any,
+        training: bool,
+        eps: float,
+        others: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, saved = operator(x, weight, bias, *others)
+        _remember(ctx, saved, x, weight, bias, training, eps)
+        ctx.mark_non_differentiable(saved)
+        return y, saved
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _BatchNormFunction.backward(ctx, dy)[:7]
+
+
+def _recorded(
+    operator: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+    others: tuple[Any, ...],
+) -> tuple[Tensor, Tensor]:
+    """An operator at autograd's level."""
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias)
+    ):
+        y, saved = _OperatorFunction.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, operator, training, eps, others
+        )
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, saved = operator(x, weight, bias, *others)
+    return y, saved
+
+
+def _forward_recorded(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return _recorded(_forward_op, x, weight, bias, others[3], others[5], others)
+
+
+def _eval_recorded(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor]:
+    return _recorded(_eval_op, x, weight, bias, False, others[2], others)
+
+
+_library.impl("batch_norm_forward", _forward_recorded, "Autograd")  # type: ignore[no-untyped-call]
+_library.impl("batch_norm_eval", _eval_recorded, "Autograd")  # type: ignore[no-untyped-call]
+
 # without the search for dead functorch wrappers, 3 us a call: no transform is active where
 # `functional._route` lets a call through
-_apply_in_eager = super(torch.autograd.Function, _BatchNormFunction).apply
+_apply_in_eager: Any = super(torch.autograd.Function, _BatchNormFunction).apply
 
 
 def _differentiable_backward(
@@ -176,6 +272,9 @@ def _differentiable_backward(
     mean, inv_std = saved[0] + saved[1], saved[2]
     gamma = None if weight is None else weight.to(saved.dtype)
     if training:
+        if gamma is None and needs[2]:
+            # without gamma torch's second derivative forgets dbeta
+            gamma = torch.ones_like(inv_std)
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, None, None, mean, inv_std, True, eps, list(needs)
         )
@@ -216,14 +315,18 @@ def batch_norm(
         *(x, weight, bias, running_mean, running_var, num_batches_tracked),
         *(training, momentum, eps),
     )
-    if torch.is_grad_enabled() and (
+    y: Tensor
+    if _through_dispatcher():
+        if training:
+            y, _ = _forward_op(*arguments)
+        else:
+            y, _ = _eval_op(x, weight, bias, running_mean, running_var, eps)
+    elif torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
     ):
-        apply = _BatchNormFunction.apply if torch.compiler.is_compiling() else _apply_in_eager
-        y: Tensor = apply(*arguments)
-        return y
-    forward = _forward_op if _through_dispatcher() else _forward_on_device
-    y, _ = forward(*arguments)
+        y = _apply_in_eager(*arguments)
+    else:
+        y, _ = _forward_on_device(*arguments)
     return y

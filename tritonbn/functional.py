@@ -32,7 +32,10 @@ class Statistics(NamedTuple):
 
 def _route(x: Tensor) -> str:
     """What runs for `x` now: "triton", "interpreter" or "torch". Cheap: called per forward."""
-    # the dtype first: it turns away whatever is no tensor at all, such as a torch.fx proxy
+    # the class first: a subclass may override even the look at its dtype
+    kind = type(x)
+    if kind is not Tensor and kind is not torch.nn.Parameter and not torch.compiler.is_compiling():
+        return "torch"
     if x.dtype not in _KERNEL_DTYPES:
         return "torch"
     if x.is_cuda:
@@ -41,12 +44,10 @@ def _route(x: Tensor) -> str:
         engine = "interpreter"
     else:
         return "torch"
-    if x.dim() < 2 or x.numel() == 0:
-        return "torch"
-    if torch.compiler.is_compiling():
-        return engine
     if (
-        (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+        x.dim() < 2
+        or x.numel() == 0
+        or x.layout is not torch.strided
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None

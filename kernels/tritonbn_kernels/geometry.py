@@ -93,14 +93,12 @@ def readable(x: torch.Tensor) -> tuple[torch.Tensor, ChannelView]:
 
 
 def like_grouped(tensor: torch.Tensor, model: torch.Tensor, view: ChannelView) -> torch.Tensor:
-    """`tensor` itself if its elements are grouped as in `view`, else a copy with the strides of
-    `model`."""
+    """`tensor` itself if its elements are grouped as in `view`, else a dense copy that is grouped
+    as `model`, which may itself be expanded."""
     own = channel_view(tensor)
     if own is not None and own.same_grouping(view):
         return tensor
-    return torch.empty_strided(
-        model.shape, model.stride(), dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor)
+    return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
 
 def output_view(x: torch.Tensor) -> ChannelView:

@@ -112,7 +112,7 @@ def merge_sums(
     ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
-    """Both sums over all splits from partials (splits, 2, C), added in an order that the plan fixes.
+    """Both sums over all splits from partials (splits, 2, C), in an order that the plan fixes.
 
     Added up after the loop: Triton 3.6 fails on a reduction whose result a loop carries.
     """
