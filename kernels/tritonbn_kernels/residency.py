@@ -48,6 +48,9 @@ class ResidentPlan:
     num_warps: int
     max_registers: int = MAX_REGISTERS
 
+    # as in a fused two-read plan no second launch follows
+    fused = True
+
     def blocks(self, n_channels: int) -> int:
         """Number of channel blocks, that is of groups."""
         return -(-n_channels // self.block_c)
@@ -73,7 +76,7 @@ def plan_resident(
     word = vector * itemsize // 4
     if view.family != CHANNELS_FIRST or itemsize not in (2, 4) or word == 0:
         return None
-    if not pinned("resident", not is_pinned("fused", "splits")):
+    if not pinned("resident", device.one_read and not is_pinned("fused", "splits")):
         return None
     vectors = vectors_of(view, vector)
     block_c, block_v = _tile(view, itemsize, device, vector)

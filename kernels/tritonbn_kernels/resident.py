@@ -259,8 +259,10 @@ def resident_backward_kernel(
             sum_dy, sum_dy_centred = merge_sums(
                 partials_ptr, offs_c, mask_c, n_channels, splits, tl.float32, BLOCK_C, BLOCK_K
             )
+        # one member writes the parameters' gradients
+        mask_writer = offs_c < tl.where(member == 0, n_channels, 0)
         mean_dy, slope = finish_gradients(
-            sum_dy, sum_dy_centred, inv_std, offs_c, mask_c & (member == 0),
+            sum_dy, sum_dy_centred, inv_std, offs_c, mask_writer,
             dgamma_ptr, dbeta_ptr, None, n_channels, count,
         )  # fmt: skip
         again = opaque(first, ASM)
