@@ -137,9 +137,9 @@ class BackwardCall:
             (dense.data_ptr() | grouped.data_ptr()) & 15 == 0,
         )
         self.sums: SumsStep | ResidentBackwardStep | None = None
-        plan = ResidentBackwardStep.plan_for(dense, geometry) if training and need_dx else None
-        if plan is not None:
-            self.sums = ResidentBackwardStep(dense, geometry, plan)
+        one_read = ResidentBackwardStep.arguments_for(dense, geometry) if training and need_dx else None
+        if one_read is not None:
+            self.sums = ResidentBackwardStep(dense, geometry, one_read)
         elif need_parameters or (training and need_dx):
             self.sums = SumsStep(dense, geometry, training)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel

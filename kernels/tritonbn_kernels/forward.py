@@ -156,9 +156,9 @@ class ForwardCall:
         scalars = {"EPS": eps if wide else None}
         self.statistics: StatisticsStep | ResidentForwardStep | None = None
         self.normalize: NormalizeStep | None = None
-        plan = ResidentForwardStep.plan_for(dense, geometry) if training else None
-        if plan is not None:
-            self.statistics = ResidentForwardStep(dense, geometry, plan, cumulative)
+        one_read = ResidentForwardStep.arguments_for(dense, geometry) if training else None
+        if one_read is not None:
+            self.statistics = ResidentForwardStep(dense, geometry, one_read, cumulative)
         elif training:
             scalars["MOMENTUM"] = momentum if wide else None
             self.statistics = StatisticsStep(
