@@ -137,7 +137,9 @@ class BackwardCall:
             (dense.data_ptr() | grouped.data_ptr()) & 15 == 0,
         )
         self.sums: SumsStep | ResidentBackwardStep | None = None
-        one_read = ResidentBackwardStep.arguments_for(dense, geometry) if training and need_dx else None
+        one_read = (
+            ResidentBackwardStep.arguments_for(dense, geometry) if training and need_dx else None
+        )
         if one_read is not None:
             self.sums = ResidentBackwardStep(dense, geometry, one_read)
         elif need_parameters or (training and need_dx):

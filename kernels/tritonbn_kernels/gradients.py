@@ -112,19 +112,20 @@ def merge_sums(
     ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
-    """Both sums over all splits from partials (splits, 2, C), added in the order of the splits."""
-    sum_dy = tl.zeros((BLOCK_C,), ACCUMULATE)
-    sum_dy_centred = tl.zeros((BLOCK_C,), ACCUMULATE)
+    """Both sums over all splits from partials (splits, 2, C), added in an order that the plan fixes.
+
+    Added up after the loop: Triton 3.6 fails on a reduction whose result a loop carries.
+    """
+    sum_dy = tl.zeros((BLOCK_C, BLOCK_K), ACCUMULATE)
+    sum_dy_centred = tl.zeros((BLOCK_C, BLOCK_K), ACCUMULATE)
     for start in range(0, splits, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         mask = mask_c[:, None] & (offs_k < splits)[None, :]
         ptrs = partials_ptr + (offs_k * 2 * n_channels)[None, :] + offs_c[:, None]
         # from L2: other programs wrote these
-        sum_dy += tl.sum(tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg"), axis=1)
-        sum_dy_centred += tl.sum(
-            tl.load(ptrs + n_channels, mask=mask, other=0.0, cache_modifier=".cg"), axis=1
-        )
-    return sum_dy, sum_dy_centred
+        sum_dy += tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+        sum_dy_centred += tl.load(ptrs + n_channels, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.sum(sum_dy, axis=1), tl.sum(sum_dy_centred, axis=1)
 
 
 # fmt: off

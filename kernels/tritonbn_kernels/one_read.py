@@ -23,8 +23,8 @@ from tritonbn_kernels.plan import ACCESS_BYTES, DeviceProfile, power_of_two_at_l
 from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_narrow, plan_resident
 from tritonbn_kernels.resident import resident_backward_kernel, resident_forward_kernel
 
-# members of a group whose partial results are merged at a time
-MERGE_BLOCK = 64
+# partial results that a program holds while it merges, channels times members
+_MERGE_VALUES = 256
 _ELEMENTS = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -58,15 +58,20 @@ def _arguments(
 
 
 def _shared(
-    geometry: Geometry, plan: ResidentPlan | NarrowPlan, profile: DeviceProfile, x: torch.Tensor
+    geometry: Geometry,
+    plan: ResidentPlan | NarrowPlan,
+    profile: DeviceProfile,
+    x: torch.Tensor,
+    block_c: int,
 ) -> dict[str, object]:
     return {
+        "BLOCK_C": block_c,
         "GROUPED": plan.splits > 1,
         "DTYPE": _ELEMENTS[x.dtype],
         "PACK": 4 // geometry.itemsize,
         "ASM": profile.assembly,
         "PIECES": plan.pieces,
-        "BLOCK_K": MERGE_BLOCK,
+        "BLOCK_K": max(1, min(64, _MERGE_VALUES // block_c)),
     }
 
 
@@ -74,10 +79,9 @@ def _wide_arguments(
     kernel: Any, plan: ResidentPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
 ) -> _Arguments:
     constants = {
-        **_shared(geometry, plan, profile, x),
+        **_shared(geometry, plan, profile, x, plan.block_c),
         "OFFSETS_64": geometry.offsets_64,
         "WORDS": plan.vector * geometry.itemsize // 4,
-        "BLOCK_C": plan.block_c,
         "BLOCK_V": plan.block_v,
     }
     integers = (*geometry.sizes(plan), plan.splits, *geometry.strides(plan))
@@ -89,9 +93,8 @@ def _narrow_arguments(
 ) -> _Arguments:
     view = geometry.first
     constants = {
-        **_shared(geometry, plan, profile, x),
+        **_shared(geometry, plan, profile, x, power_of_two_at_least(plan.block_channels)),
         "VECTOR_WORDS": ACCESS_BYTES // 4,
-        "BLOCK_C": power_of_two_at_least(plan.block_channels),
         "BLOCK_S": plan.block_s,
         "BLOCK_N": plan.block_n,
         "BLOCK_W": plan.block_w,
@@ -137,9 +140,7 @@ class ResidentForwardStep:
     ) -> None:
         self.plan = arguments.plan
         self._kernel = arguments.kernel
-        self._launch = _launch(
-            arguments, x, arguments.kernel.arg_names, CUMULATIVE=cumulative
-        )
+        self._launch = _launch(arguments, x, arguments.kernel.arg_names, CUMULATIVE=cumulative)
         n_channels = geometry.first.n_channels
         self._count = float(geometry.first.count)
         self._partials = self.plan.splits * 3 * n_channels if self.plan.splits > 1 else 0

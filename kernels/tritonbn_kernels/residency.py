@@ -33,7 +33,7 @@ NARROW_WORDS = 1024
 NARROW_WARPS = 8
 NARROW_IMAGES = 2
 # pieces of two images that one program may hold of each tensor. compiled, not timed
-NARROW_PIECES = {1: 8, 2: 4}
+NARROW_PIECES = {1: 6, 2: 3}
 # share of a row that whole channels must fill
 NARROW_FILL = 0.5
 # items per SM below which smaller items are tried, so that no SM waits idle
