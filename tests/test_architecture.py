@@ -87,8 +87,8 @@ def autograd_has_one_home(path: str, text: str) -> Iterator[str]:
 
 
 def backward_is_defined_once(path: str, text: str) -> Iterator[str]:
-    """Subclasses of `autograd.Function` exist in `_operators.py` alone."""
-    if path.split("/")[0] == "tests" or path == "tritonbn/_operators.py":
+    """Of the lower floors `_operators.py` alone subclasses `autograd.Function`; bench times one."""
+    if path.split("/")[0] not in {"kernels", "tritonbn"} or path == "tritonbn/_operators.py":
         return
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef):
@@ -153,7 +153,7 @@ PLANTED: dict[Rule, tuple[str, str]] = {
     arrows_point_down: ("kernels/tritonbn_kernels/a.py", "def f():\n    import tritonbn.modules"),
     plans_are_pure_python: ("kernels/tritonbn_kernels/plan.py", "from torch import Tensor"),
     autograd_has_one_home: ("tritonbn/modules.py", "import torch\ntorch.autograd.grad()"),
-    backward_is_defined_once: ("bench/tritonbn_bench/a.py", "class F(autograd.Function): ..."),
+    backward_is_defined_once: ("tritonbn/functional.py", "class F(autograd.Function): ..."),
     files_are_short: ("tests/test_a.py", "\n" * (MAX_FILE_LINES + 1)),
     functions_are_short: ("tests/test_a.py", LONG_FUNCTION),
     exports_are_sorted: ("tritonbn/__init__.py", "__all__ = ['revert', 'convert']"),

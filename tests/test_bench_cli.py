@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tritonbn_bench.cases import Case
-from tritonbn_bench.jobs import OutOfTime, Run, default_jobs, perform
+from tritonbn_bench import cli
 from tritonbn_bench.results import Results, Row
 
 # these processes use the interpreter even where a GPU is, so that they behave alike everywhere
@@ -59,7 +58,7 @@ def test_every_help_has_an_example(verb: str) -> None:
         pytest.param(("fly",), "invalid choice: 'fly'", id="unknown-verb"),
         pytest.param(("run", "--only", "tea"), "invalid choice: 'tea'", id="unknown-job"),
         pytest.param(("run", "--minutes", "x"), "invalid float value", id="not-a-number"),
-        pytest.param(("run", "--only", "speed"), "needs a GPU, and none is visible", id="no-gpu"),
+        pytest.param(("run", "--only", "speed"), "needs a GPU: none is visible", id="no-gpu"),
         pytest.param(("run", "--device", "cuda"), "tritonbn-bench: ", id="gpu-and-interpreter"),
         pytest.param(("run", "--providers", "abacus"), "expected providers of", id="provider"),
         pytest.param(("report", "no-such-folder"), "no results.json", id="nothing-to-redraw"),
@@ -138,39 +137,12 @@ def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) 
     assert "differ from this run in torch" in done.stderr
 
 
-def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
-    assert default_jobs("cpu") == ("accuracy", "training", "traffic", "host")
-    assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {"resnet50", "sweep"}
-
-
-def test_a_run_out_of_time_keeps_what_it_has(tmp_path: Path) -> None:
-    run = Run(Results({}), tmp_path, "cpu", deadline=time.monotonic() - 1)
-    with pytest.raises(OutOfTime):
-        perform("traffic", run)
-    assert len(run.results.rows) == 1
-
-
-def test_a_job_that_is_done_is_not_done_again(tmp_path: Path) -> None:
-    run = Run(Results({}), tmp_path, "cpu")
-    perform("traffic", run)
-    rows = list(run.results.rows)
-    perform("traffic", run)
-    assert run.results.rows == rows
-
-
-def test_without_scikit_learn_the_digits_are_skipped_with_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_the_extras_figures_are_kept_and_what_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tritonbn_bench import accuracy, jobs
-
-    digits = Case("forward_eval", "fp32", "nchw", 4, 3, (8, 8), "accuracy", "", data="digits")
-    monkeypatch.setattr(accuracy, "accuracy_cases", lambda **_: (digits,))
-    monkeypatch.setattr(jobs, "find_spec", lambda _: None)
-    run = Run(Results({}), tmp_path, "cpu")
-    perform("accuracy", run)
-    perform("training", run)
-    assert [(row.job, row.status) for row in run.results.rows] == [
-        ("accuracy", "skipped"),
-        ("training", "skipped"),
-    ]
-    assert all("scikit-learn" in row.reason for row in run.results.rows)
+    monkeypatch.setattr(cli, "_absent_extras", lambda: ["pandas"])
+    assert cli.main(["run", "--only", "traffic", "--out", str(tmp_path)]) == 0
+    assert "no report was drawn: pandas missing" in capsys.readouterr().out
+    assert Results.load(tmp_path).rows
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "pandas missing: pip install 'tritonbn[report]'" in capsys.readouterr().err

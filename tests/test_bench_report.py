@@ -13,8 +13,8 @@ from tritonbn_bench.providers import PROVIDERS
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import NO_SPEED
 from tritonbn_bench.sweep import planned, time_rows
-from tritonbn_bench.tables import markdown_table
-from tritonbn_bench.timer import FakeTimer, Work
+from tritonbn_bench.tables import case_table, markdown_table
+from tritonbn_bench.timer import FakeTimer, Samples, Work
 from tritonbn_bench.training import Outcome, training_rows
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
 
@@ -132,7 +132,7 @@ def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a machine without a GPU: training, traffic, one red accuracy row."""
     folder = tmp_path_factory.mktemp("unmeasured")
     run = Run(Results({"device": "cpu"}), folder, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     run.add(training_rows(Outcome((2.0, 1.0), (2.0, 1.0 + 1e-6), 16, 4, "interpreter", (), True)))
     accuracy = Row(
         "accuracy", "measured", "forward_train/fp32/nchw/N1C2S4", "tritonbn", "error of y"
@@ -165,7 +165,7 @@ def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) ->
 
 def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     run.results.save(tmp_path)
     page = write_report(run.results, tmp_path)
     picture = tmp_path / "pictures" / "traffic.png"
@@ -179,9 +179,20 @@ def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1.5 |", "| - | 20000 |"]
 
 
+def test_cases_are_marked_where_the_host_or_the_l2_cache_decides() -> None:
+    case = Case("forward_train", "fp32", "nchw", 1, 2, (2, 2), "resnet50", "a test")
+    fast, slow = (Samples((0.01,) * 5, wall, "cold") for wall in (0.0129, 0.0131))
+    remarks = {}
+    for name, samples, l2_bytes in (("none", fast, 0), ("L2", fast, 10**6), ("host", slow, 0)):
+        rows = time_rows("resnet50", case, "tritonbn", "triton", samples)
+        line = next(line for line in case_table(rows, l2_bytes).splitlines() if case.id in line)
+        remarks[name] = line.split("|")[-2].strip()
+    assert remarks == {"none": "", "L2": "fits L2", "host": "host-bound"}
+
+
 def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform("traffic", run)
+    perform(["traffic"], run)
     rows = [row for row in run.results.rows if row.dtype == "fp32" and row.provider == "floor"]
     assert {row.kind for row in rows} == {"modelled"}
     assert sum(row.count or 0 for row in rows) == 2 * 53

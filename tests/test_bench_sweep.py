@@ -129,17 +129,6 @@ def test_a_failure_does_not_end_the_sweep() -> None:
     assert [row.provider for row in rows if row.quantity == "time"] == ["bad", "good"]
 
 
-def test_slow_providers_come_after_every_case_of_the_others() -> None:
-    cases = [CASE, replace(CASE, batch=5)]
-    pairs = list(planned(cases, [PROVIDERS["torch.compile"], PROVIDERS["torch"]]))
-    assert [(case.batch, provider.name) for case, provider in pairs] == [
-        (4, "torch"),
-        (5, "torch"),
-        (4, "torch.compile"),
-        (5, "torch.compile"),
-    ]
-
-
 @pytest.fixture
 def fake_cuda() -> Iterator[Callable[[torch.dtype], Inputs]]:
     """Inputs that say they are CUDA tensors, without a device behind them."""

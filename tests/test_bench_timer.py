@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,51 @@ def test_the_fake_timer_follows_its_model() -> None:
     spread = statistics.stdev(samples.device_ms) / samples.median
     assert 0.015 < spread < 0.025
     assert samples.low < samples.median < samples.high
+
+
+class _StubCuda:
+    """What of `torch.cuda` the timer uses, noting the order of what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def get_device_properties(self) -> SimpleNamespace:
+        return SimpleNamespace(L2_cache_size=100 * 2**20)
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+
+    def _sleep(self, cycles: int) -> None:
+        self.log.append("sleep")
+
+    def Event(self, enable_timing: bool) -> SimpleNamespace:
+        return SimpleNamespace(
+            record=lambda: self.log.append("event"), elapsed_time=lambda other: 2.0
+        )
+
+
+def test_every_sample_is_cold_and_has_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub, sizes = _StubCuda(), []
+
+    def zeros(size: int, **_: object) -> SimpleNamespace:
+        sizes.append(size)
+        return SimpleNamespace(sum=lambda: stub.log.append("flush"))
+
+    monkeypatch.setattr(torch, "cuda", stub)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    timer = CudaTimer(budget_ms=50.0)
+    work = Work(lambda _: stub.log.append("call"), setup=lambda: stub.log.append("setup"))
+    samples = timer.measure(work)
+    # 4 x 100 MB of L2 is more than 256 MB; elements of 4 bytes
+    assert sizes == [100 * 2**20]
+    assert samples.device_ms == (2.0,) * len(samples.device_ms)
+    assert 20 <= len(samples.device_ms) <= 100
+    sample = ["setup", "flush", "sleep", "event", "call", "event"]
+    # nothing waits between the samples
+    assert stub.log[-1 - len(sample) * len(samples.device_ms) :] == [
+        *sample * len(samples.device_ms),
+        "synchronize",
+    ]
 
 
 @pytest.mark.gpu

@@ -52,6 +52,12 @@ def _invert_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _argument_kernel(y_ptr, value, CONSTANT: tl.constexpr):
+    tl.store(y_ptr, value)
+    tl.store(y_ptr + 1, tl.full((), CONSTANT, tl.float64))
+
+
+@triton.jit
 def _sum_loop_kernel(x_ptr, y_ptr, n, STEP: tl.constexpr):
     total = 0.0
     for start in range(0, n, STEP):
@@ -153,6 +159,12 @@ def _shipped(name: str) -> Any:
     return getattr(mended, name)
 
 
+def test_float_argument_arrives_in_fp32_and_a_constant_does_not() -> None:
+    y = torch.empty(2, dtype=torch.float64)
+    _argument_kernel[(1,)](y, 0.1, CONSTANT=0.1)
+    assert y.tolist() == [torch.tensor(0.1).item(), 0.1]
+
+
 @pytest.mark.parametrize("n", [1, 17, 64])
 def test_run_time_size_bounds_a_loop(n: int) -> None:
     x, y = torch.ones(n), torch.empty(1)
@@ -177,7 +189,13 @@ def test_kernels_divide_by_zero_in_silence_and_callers_do_not() -> None:
 def test_mending_twice_changes_nothing() -> None:
     def mended() -> list[Any]:
         builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
-        return [builder.cast_impl, executor.__call__, interpreter._patch_lang_tensor]
+        return [
+            builder.cast_impl,
+            executor.__call__,
+            interpreter._patch_lang_tensor,
+            interpreter._implicit_cvt,
+            interpreter._patch_lang,
+        ]
 
     before = mended()
     mend_interpreter()

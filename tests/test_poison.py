@@ -84,8 +84,8 @@ def test_outputs_and_scratch_reach_the_kernels_as_nan(handed_over: dict[str, Ten
 def test_a_kernel_that_never_ran_leaves_nan_in_every_result(handed_over: dict[str, Tensor]) -> None:
     x = values((4, 5, 64), torch.float32)
     y, saved = tritonbn_kernels.batch_norm_forward(x, None, None, None, None, None, True, 0.1, EPS)
-    results = [y, saved, *tritonbn_kernels.batch_statistics(x)]
+    results: list[Tensor | None] = [y, saved, *tritonbn_kernels.batch_statistics(x)]
     results += tritonbn_kernels.batch_norm_backward(x, x, None, saved, True, True, True, True)
     assert handed_over
     for result in results:
-        assert result.isnan().all()
+        assert result is not None and result.isnan().all()

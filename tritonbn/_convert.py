@@ -7,9 +7,11 @@ as they are without being copied one by one, and the parent does not notice. Thi
 our classes add no state to torch's (see `modules._TritonBatchNorm`).
 """
 
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -34,7 +36,9 @@ _OURS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.LazyBatchNorm2d: LazyBatchNorm2d,
     nn.LazyBatchNorm3d: LazyBatchNorm3d,
 }
-_TORCHS: Mapping[type[nn.Module], type[nn.Module]] = {ours: torchs for torchs, ours in _OURS.items()}
+_TORCHS: Mapping[type[nn.Module], type[nn.Module]] = {
+    ours: torchs for torchs, ours in _OURS.items()
+}
 
 
 def convert(model: _Model) -> _Model:
@@ -51,7 +55,8 @@ def convert(model: _Model) -> _Model:
     Returns:
         `model` itself. `revert` is the exact inverse.
 
-    Mutates: the class of the converted layers.
+    Mutates: the class of the converted layers. Before torch 2.13 a conversion also drops the
+        graphs that torch.compile has made so far, which would not notice it.
     """
     return _change_classes(model, _OURS)
 
@@ -65,7 +70,7 @@ def revert(model: _Model) -> _Model:
     Returns:
         `model` itself. `convert` is the exact inverse.
 
-    Mutates: the class of the reverted layers.
+    Mutates: as `convert`.
     """
     return _change_classes(model, _TORCHS)
 
@@ -74,6 +79,7 @@ def _change_classes(
     model: _Model, counterparts: Mapping[type[nn.Module], type[nn.Module]]
 ) -> _Model:
     """Give each module of `model` whose class is a key of `counterparts` the value as its class."""
+    changed = False
     for module in model.modules():
         target = counterparts.get(type_before_parametrizations(module))
         if target is None or "forward" in vars(module):
@@ -83,6 +89,9 @@ def _change_classes(
             # torch made this class for the parametrised module; deep copies of the module share
             # it, so it is rebuilt on the new base and not changed
             target = type(f"Parametrized{target.__name__}", (target,), dict(vars(found)))
-        # mypy takes a class attribute for a method of nn.Module.__setattr__'s
         module.__class__ = target
+        changed = True
+    # compiled graphs of torch 2.11 do not guard the class of torch's layers, those of 2.13 do
+    if changed and torch.__version__ < "2.13" and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     return model

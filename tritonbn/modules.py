@@ -61,15 +61,15 @@ class _TritonBatchNorm(_BatchNorm):
         Mutates: in training with running statistics, `running_mean`, `running_var` and
             `num_batches_tracked`.
         """
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
         if _route(input) == "torch":
             # torch.fx takes torch's layers for leaves by the module they are defined in, not ours
             if isinstance(input, Proxy):
-                path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+                path = input.tracer.path_of_module(self)
                 return input.tracer.create_proxy("call_module", path, (input,), {})
             return self._torch_forward(input)
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
 
         # the dictionaries spare nn.Module.__getattr__; a parametrised tensor is not in them
         parameters, buffers = self._parameters, self._buffers

@@ -173,8 +173,7 @@ def _perform(jobs: Sequence[str], run: Run) -> bool:
 
     interrupted = False
     try:
-        for job in jobs:
-            perform(job, run)
+        perform(jobs, run)
     except OutOfTime:
         print("time is over; go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:
@@ -213,8 +212,8 @@ def _jobs(options: argparse.Namespace, device: str) -> tuple[str, ...]:
     without = [job for job in wanted if job in NEEDS_GPU and device != "cuda"]
     if without:
         raise UsageError(
-            f"{', '.join(without)} measures speed and needs a GPU, and none is visible; "
-            "leave out --only for what can be done without one"
+            f"{', '.join(without)} measures speed and needs a GPU: none is visible, or "
+            "TRITON_INTERPRET=1 is set; leave out --only for what can be done without one"
         )
     return tuple(job for job in JOBS if job in wanted)
 

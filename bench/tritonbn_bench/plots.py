@@ -133,7 +133,8 @@ def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
         panel.set_ylim(0, 1.05 * highest)
     panels[0][0].set_ylabel("throughput: floor bytes / time, GB/s")
     fixed = {"batch": "C = 256, plane 28 x 28", "channels": "N = 32, plane 28 x 28"}[axis]
-    figure.suptitle(f"BatchNorm {_MODES[mode]}, {fixed}; cold caches, band 20 to 80 %; measured")
+    how = f"{rows[0].cache} caches, band 20 to 80 %; measured"
+    figure.suptitle(f"BatchNorm {_MODES[mode]}, {fixed}; {how}")
     return figure
 
 
@@ -179,8 +180,12 @@ def _resnet50(ratios: Sequence[Any]) -> Figure:
             _bars(panel, chosen)
             panel.set_title(f"{_MODES[mode]}, {layout}, against {rival}", fontsize=10)
         line[0].set_ylabel("time of rival / tritonbn")
+    for panel in panels[-1]:
+        panel.set_xlabel("channels, plane")
     batch = ratios[0].case.batch
-    figure.suptitle(f"ResNet-50's BatchNorm shapes, N = {batch}; above 1 tritonbn is faster")
+    figure.suptitle(
+        f"ResNet-50's BatchNorm shapes, N = {batch}, measured; above 1 tritonbn is faster"
+    )
     return figure
 
 

@@ -12,7 +12,7 @@ from .environment import device_name
 from .plots import draw
 from .results import COLUMNS, Results
 from .summary import OURS, failed, geomean, network_times, speedups, times, verdict
-from .tables import case_table, error_tables, folded, markdown_table
+from .tables import case_table, error_tables, folded, markdown_table, traffic_table
 
 __all__ = ["write_report"]
 
@@ -103,7 +103,8 @@ def _machine(results: Results) -> str:
             "read before every sample, and the device waits until the call is issued); random "
             "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
             "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
-            "kernel that reads twice shows fewer. Clocks were not locked."
+            "kernel that reads twice shows fewer. Host-bound: calls in a row take more than "
+            "1.3 x the device time each. Clocks were not locked."
         )
     return _section("Machine and method", markdown_table(("", "value"), known), how)
 
@@ -152,7 +153,9 @@ def _resnet50(results: Results, links: dict[str, str]) -> str:
     )
     note = "Device time of all 53 BatchNorm layers: time of each shape x number of layers."
     picture = _picture(links, "resnet50-speedup", "Measured speedup by shape")
-    return _section("ResNet-50 (measured)", note, table, picture, case_table(rows))
+    return _section(
+        "ResNet-50 (measured)", note, table, picture, case_table(rows, _l2_bytes(results))
+    )
 
 
 def _vectors(results: Results) -> str:
@@ -163,7 +166,13 @@ def _vectors(results: Results) -> str:
     ]
     if not times(rows):
         return ""
-    return _section("Without a plane, and real activations (measured)", case_table(rows))
+    return _section(
+        "Without a plane, and real activations (measured)", case_table(rows, _l2_bytes(results))
+    )
+
+
+def _l2_bytes(results: Results) -> int:
+    return int(results.environment.get("l2_bytes") or 0)
 
 
 def _accuracy(results: Results, links: dict[str, str]) -> str:
@@ -224,8 +233,9 @@ def _traffic(results: Results, links: dict[str, str]) -> str:
         "training step. The floor reads x once forward (1R + 1W) and x and dy once backward "
         "(2R + 1W); kernels that read twice, ours of today and torch's, move 2R + 1W and 4R + 1W."
     )
+    picture = _picture(links, "traffic", "Modelled bytes per training step")
     return _section(
-        "Traffic (modelled)", note, _picture(links, "traffic", "Modelled bytes per training step")
+        "Traffic (modelled)", note, picture, folded("Every shape, MB", traffic_table(rows))
     )
 
 

@@ -24,12 +24,11 @@ __all__ = ["measure", "planned", "time_rows"]
 def planned(
     cases: Sequence[Case], providers: Sequence[Provider]
 ) -> Iterator[tuple[Case, Provider]]:
-    """Pairs to be measured: slow providers last, so that little is lost when time runs out."""
-    for slow in (False, True):
-        for case in cases:
-            for provider in providers:
-                if provider.slow == slow and provider.takes(case):
-                    yield case, provider
+    """Pairs to be measured: every case with each provider that takes it."""
+    for case in cases:
+        for provider in providers:
+            if provider.takes(case):
+                yield case, provider
 
 
 @dataclass

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from .results import Row
 from .summary import OURS, times
 
-__all__ = ["case_table", "error_tables", "folded", "markdown_table"]
+__all__ = ["case_table", "error_tables", "folded", "markdown_table", "traffic_table"]
+
+# wall time over device time from which the host sets the pace
+HOST_BOUND = 1.3
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
@@ -26,16 +29,23 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e4 or abs(value) >= 1e6 else f"{value:.0f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str(value).replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
 
 
 def folded(title: str, content: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
 
 
-def case_table(rows: Sequence[Row]) -> str:
-    """One line per case: time of every provider in us, the backend where torch chose it."""
+def case_table(rows: Sequence[Row], l2_bytes: int) -> str:
+    """One line per case: time of every provider in us, the backend where torch chose it.
+
+    Args:
+        rows: of one job
+        l2_bytes: size of the L2 cache; cases whose floor bytes fit are marked, as they may pass
+            the copy of a larger case
+    """
     found = times(rows)
+    walls = {row.case: row for row in rows if (row.provider, row.quantity) == (OURS, "wall time")}
     cases = list(dict.fromkeys(case for _, case, _ in found))
     by_case = {(case, provider): row for (_, case, provider), row in found.items()}
     lines = []
@@ -56,6 +66,7 @@ def case_table(rows: Sequence[Row]) -> str:
                 _micro(copy),
                 _ratio(rival, ours),
                 _percent(copy, ours),
+                _remarks(ours, walls.get(case), l2_bytes),
             )
         )
     head = (
@@ -68,8 +79,20 @@ def case_table(rows: Sequence[Row]) -> str:
         "copy, us",
         "torch / tritonbn",
         "% of copy",
+        "remarks",
     )
     return folded("Every case", markdown_table(head, lines))
+
+
+def _remarks(ours: Row | None, wall: Row | None, l2_bytes: int) -> str:
+    """Whether the host or the L2 cache decides about our figure."""
+    remarks = []
+    ratio = _ratio(wall, ours)
+    if ratio is not None and ratio > HOST_BOUND:
+        remarks.append("host-bound")
+    if ours is not None and (ours.floor_bytes or 0) < l2_bytes:
+        remarks.append("fits L2")
+    return ", ".join(remarks)
 
 
 def _micro(row: Row | None) -> float | None:
@@ -154,3 +177,15 @@ def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
 
 def _result(row: Row) -> str:
     return row.quantity.removeprefix("error of ")
+
+
+def traffic_table(rows: Sequence[Row]) -> str:
+    """Modelled megabytes (1e6) of one layer of every shape, one column per provider."""
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    found = {(row.case, row.provider): row for row in rows}
+    lines = []
+    for case in dict.fromkeys(row.case for row in rows):
+        columns = [found[(case, provider)] for provider in providers]
+        figures = [(row.value or 0.0) / 1e6 for row in columns]
+        lines.append((f"`{case}`", columns[0].count, *figures, columns[0].origin))
+    return markdown_table(("case", "layers", *providers, "origin"), lines)

@@ -172,13 +172,17 @@ def training_rows(outcome: Outcome) -> list[Row]:
         status="failed" if fault else "ok",
         reason=fault,
     )
-    launches = float(outcome.launches)
-    return [
-        *rows,
-        gap,
-        _row("tritonbn", "kernel launches", launches, backend=outcome.backend),
-        _row("tritonbn", "BatchNorm layers", float(outcome.layers), backend=outcome.backend),
+    counts = {
+        "kernel launches": outcome.launches,
+        "BatchNorm layers": outcome.layers,
+        "differing state-dict keys": len(outcome.differing_keys),
+        "revert(convert(network)) is the network, 1 = yes": int(outcome.restored),
+    }
+    others = [
+        _row("tritonbn", quantity, float(count), backend=outcome.backend)
+        for quantity, count in counts.items()
     ]
+    return [*rows, gap, *others]
 
 
 def _row(

@@ -1,5 +1,16 @@
-"""Kernels run without a GPU: Triton's interpreter, mended, and under a schedule of our choice."""
+"""Kernels run without a GPU: Triton's interpreter, mended, under a schedule of our choice, and with
+its traffic counted."""
 
 from .interpreter import mend_interpreter, random_program_order
+from .meter import OutOfBounds, TrafficReport, traffic_meter
+from .scheduler import DeadlockError, cooperative
 
-__all__ = ["mend_interpreter", "random_program_order"]
+__all__ = [
+    "DeadlockError",
+    "OutOfBounds",
+    "TrafficReport",
+    "cooperative",
+    "mend_interpreter",
+    "random_program_order",
+    "traffic_meter",
+]

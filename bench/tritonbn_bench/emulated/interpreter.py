@@ -4,6 +4,7 @@ Faults of the interpreter as shipped (seen on triton 3.6.0 and 3.9.0):
 
 - fp32 -> bf16 truncates, while the hardware rounds to nearest even; bf16 -> fp32 is right but slow.
 - on 3.6 with numpy >= 2.4 a tensor is no index: `range(n)` with a run-time `n` raises TypeError.
+- a float argument stays a Python float of 64 bits, while a launch passes it as fp32.
 - numpy warns of overflow, division by zero and invalid operations, masked lanes included, where the
   hardware follows IEEE 754 in silence.
 
@@ -30,19 +31,21 @@ __all__ = ["mend_interpreter", "random_program_order"]
 
 _cast_as_shipped = interpreter.InterpreterBuilder.cast_impl
 _patch_tensor_as_shipped = interpreter._patch_lang_tensor
+_convert_argument_as_shipped = interpreter._implicit_cvt
 _patch_lang_as_shipped = interpreter._patch_lang
 _launch_as_shipped = interpreter.GridExecutor.__call__
 
 
 def mend_interpreter() -> None:
-    """Replace the interpreter's bf16 conversions and tensor index by right ones, silence numpy
-    inside kernels, and leave out the work that a test does not need; idempotent.
+    """Replace the interpreter's bf16 conversions, tensor index and float arguments by right ones,
+    silence numpy inside kernels, and leave out the work that a test does not need; idempotent.
 
     Mutates: functions of `triton.runtime.interpreter` and its builder's options, for the rest of
     the process. Kernels on a GPU are not touched.
     """
     interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter._patch_lang_tensor = _patch_tensor
+    interpreter._implicit_cvt = _convert_argument
     interpreter.GridExecutor.__call__ = _launch
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
@@ -112,6 +115,15 @@ def _launch(executor: Any, *args: Any, **kwargs: Any) -> None:
             _launch_as_shipped(executor, *args, **kwargs)
     finally:
         interpreter._patch_lang = _patch_lang_as_shipped
+
+
+def _convert_argument(argument: Any) -> Any:
+    """`_implicit_cvt`, then a float rounded to the fp32 scalar that a kernel on a GPU receives."""
+    converted = _convert_argument_as_shipped(argument)
+    if isinstance(converted, float):
+        handle = interpreter.TensorHandle(np.array([converted], dtype=np.float32), tl.float32)
+        converted = tl.tensor(handle, tl.float32)
+    return converted
 
 
 def _patch_tensor(tensor: Any, scope: Any) -> None:
