@@ -6,7 +6,7 @@ which device runs what is decided a floor above.
 
 from tritonbn_kernels.backward import batch_norm_backward
 from tritonbn_kernels.forward import batch_norm_forward, batch_statistics
-from tritonbn_kernels.launch import LaunchRecord, forget_devices, record_launches
+from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, record_launches
 from tritonbn_kernels.plan import clear_plan_caches, pinned_plan
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_statistics",
     "clear_cache",
+    "fallbacks",
     "pinned_plan",
     "record_launches",
 ]

@@ -12,9 +12,23 @@ from tritonbn_kernels.geometry import (
     readable,
 )
 from tritonbn_kernels.gradients import gradients_kernel, input_gradient_kernel
-from tritonbn_kernels.launch import Launch, arrival_counters, device_index, device_profile
+from tritonbn_kernels.launch import (
+    Launch,
+    LaunchRefusedError,
+    arrival_counters,
+    device_index,
+    device_profile,
+    note_fallback,
+)
 from tritonbn_kernels.layout import ChannelView, channel_view
-from tritonbn_kernels.plan import plan_cache, plan_pointwise, plan_reduction, remember
+from tritonbn_kernels.one_read import ResidentBackwardStep
+from tritonbn_kernels.plan import (
+    pinned_plan,
+    plan_cache,
+    plan_pointwise,
+    plan_reduction,
+    remember,
+)
 
 # splits that the last program of a channel block adds at a time
 MERGE_BLOCK = 16
@@ -50,6 +64,7 @@ def batch_norm_backward(
         dy.stride(),
         x.dtype,
         x.get_device(),
+        (x.data_ptr() | dy.data_ptr()) & 15 == 0,
         None if weight is None else weight.dtype,
         training,
         need_dx,
@@ -71,7 +86,18 @@ def batch_norm_backward(
     dbeta = torch.empty_like(vector) if need_dbeta else None
     sums = saved.new_empty((2, call.view.n_channels)) if call.keeps_sums else None
     if call.sums is not None:
-        call.sums(dy, x, weight, saved, dx if call.sums_write_dx else None, dgamma, dbeta, sums)
+        written = dx if call.sums_write_dx else None
+        try:
+            call.sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
+        except LaunchRefusedError as error:
+            note_fallback(call.sums.plan, error)
+            with pinned_plan(resident=0):
+                call = BackwardCall(dy, x, training, need_dx, need_dgamma or need_dbeta)
+            remember(_calls, key, call)
+            assert call.sums is not None
+            sums = saved.new_empty((2, call.view.n_channels)) if call.keeps_sums else None
+            written = dx if call.sums_write_dx else None
+            call.sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
     if call.input_gradient is not None:
         call.input_gradient(dy, x, weight, saved, sums, dx)
     return dx, dgamma, dbeta
@@ -105,9 +131,18 @@ class BackwardCall:
         self.copies_dy = grouped is not dy
         dy_view = channel_view(grouped)
         assert dy_view is not None, (grouped.shape, grouped.stride())
-        geometry = Geometry((dy_view, view, output_view(dense)), x.element_size())
-        self.sums: SumsStep | None = None
-        if need_parameters or (training and need_dx):
+        geometry = Geometry(
+            (dy_view, view, output_view(dense)),
+            x.element_size(),
+            (dense.data_ptr() | grouped.data_ptr()) & 15 == 0,
+        )
+        self.sums: SumsStep | ResidentBackwardStep | None = None
+        one_read = (
+            ResidentBackwardStep.arguments_for(dense, geometry) if training and need_dx else None
+        )
+        if one_read is not None:
+            self.sums = ResidentBackwardStep(dense, geometry, one_read)
+        elif need_parameters or (training and need_dx):
             self.sums = SumsStep(dense, geometry, training)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel
         fused = self.sums is not None and (not training or self.sums.plan.fused)

@@ -2,8 +2,9 @@
 
 One int32 counter per group, never reset: the first member adds 2**31 - (size - 1), every other
 member 1, so that the sign flips exactly when all have arrived and the low bits are zero again. Any
-size may use the counter next. (The flip is the idea of CUDA's grid synchronisation.) All members must
-be running at the same time: the launch is cooperative, and no program owns two items of one group.
+size may use the counter next. (The flip is the idea of CUDA's grid synchronisation.) All members
+must be running at the same time: the launch is cooperative, and no program owns two items of one
+group.
 """
 
 from __future__ import annotations

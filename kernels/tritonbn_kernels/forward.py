@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 
 from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
-from tritonbn_kernels.launch import Launch, arrival_counters, device_index, device_profile
+from tritonbn_kernels.launch import (
+    Launch,
+    LaunchRefusedError,
+    arrival_counters,
+    device_index,
+    device_profile,
+    note_fallback,
+)
 from tritonbn_kernels.normalize import normalize_kernel
+from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
+    pinned_plan,
     plan_cache,
     plan_pointwise,
     plan_reduction,
@@ -66,6 +75,7 @@ def batch_norm_forward(
         None if running_mean is None else running_mean.dtype,
         None if running_var is None else running_var.dtype,
         num_batches_tracked is None,
+        x.data_ptr() & 15 == 0,
         training,
         momentum is None,
         (momentum, eps) if x.dtype is torch.float64 else None,
@@ -84,9 +94,16 @@ def batch_norm_forward(
     y = torch.empty_like(x)
     saved = x.new_empty((3, call.n_channels), dtype=call.saved_dtype)
     if call.statistics is not None:
-        call.statistics(
-            x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked, eps, momentum
-        )
+        tensors = (x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked)
+        try:
+            call.statistics(*tensors, eps, momentum)
+        except LaunchRefusedError as error:
+            note_fallback(call.statistics.plan, error)
+            with pinned_plan(resident=0):
+                call = ForwardCall(x, training, call.cumulative, momentum, eps)
+            remember(_calls, key, call)
+            assert call.statistics is not None
+            call.statistics(*tensors, eps, momentum)
         # the second launch reads what the first has saved
         running_mean = running_var = None
     if call.normalize is not None:
@@ -114,7 +131,14 @@ def batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class ForwardCall:
     """What does not change between forward calls of one kind: plans, launches, sizes."""
 
-    __slots__ = ("copies", "n_channels", "normalize", "saved_dtype", "statistics")
+    __slots__ = (
+        "copies",
+        "cumulative",
+        "n_channels",
+        "normalize",
+        "saved_dtype",
+        "statistics",
+    )
 
     def __init__(
         self, x: torch.Tensor, training: bool, cumulative: bool, momentum: float | None, eps: float
@@ -123,13 +147,19 @@ class ForwardCall:
         self.copies = dense is not x
         self.n_channels = view.n_channels
         self.saved_dtype = accumulation_dtype(x)
-        geometry = Geometry((view, output_view(dense)), x.element_size())
+        self.cumulative = cumulative
+        geometry = Geometry(
+            (view, output_view(dense)), x.element_size(), dense.data_ptr() & 15 == 0
+        )
         # Triton passes floats as fp32: fp64 takes them as constants
         wide = x.dtype is torch.float64
         scalars = {"EPS": eps if wide else None}
-        self.statistics: StatisticsStep | None = None
+        self.statistics: StatisticsStep | ResidentForwardStep | None = None
         self.normalize: NormalizeStep | None = None
-        if training:
+        one_read = ResidentForwardStep.arguments_for(dense, geometry) if training else None
+        if one_read is not None:
+            self.statistics = ResidentForwardStep(dense, geometry, one_read, cumulative)
+        elif training:
             scalars["MOMENTUM"] = momentum if wide else None
             self.statistics = StatisticsStep(
                 dense, geometry, CUMULATIVE=cumulative, NORMALIZE=True, **scalars

@@ -17,6 +17,7 @@ from tritonbn_kernels.plan import (
     division_by,
     vectors_of,
 )
+from tritonbn_kernels.residency import ResidentPlan
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Geometry:
 
     views: tuple[ChannelView, ...]
     itemsize: int
+    # whether every tensor begins at a multiple of 16 bytes
+    aligned: bool = True
 
     @property
     def first(self) -> ChannelView:
@@ -35,7 +38,12 @@ class Geometry:
         """Elements of one access: what every view allows, at most 16 bytes."""
         return min(view.vector(ACCESS_BYTES // self.itemsize) for view in self.views)
 
-    def sizes(self, plan: LaunchPlan) -> tuple[int, ...]:
+    @property
+    def offsets_64(self) -> bool:
+        """Whether an element offset of some view needs 64 bits."""
+        return max(view.extent for view in self.views) >= LIMIT_32
+
+    def sizes(self, plan: LaunchPlan | ResidentPlan) -> tuple[int, ...]:
         """n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split."""
         view = self.first
         inner = max(view.n_inner // plan.vector, 1)
@@ -47,7 +55,7 @@ class Geometry:
             plan.vectors_per_split,
         )
 
-    def strides(self, plan: LaunchPlan) -> tuple[int, ...]:
+    def strides(self, plan: LaunchPlan | ResidentPlan) -> tuple[int, ...]:
         """(stride_outer, stride_channel) of each view in units of vectors.
 
         A stride that no index above 0 multiplies need not be a multiple of the vector.
@@ -62,7 +70,7 @@ class Geometry:
         last = self.first.family == CHANNELS_LAST
         return {
             "CHANNELS_LAST": last,
-            "OFFSETS_64": max(view.extent for view in self.views) >= LIMIT_32,
+            "OFFSETS_64": self.offsets_64,
             "VECTORS_64": vectors_of(self.first, plan.vector) >= VECTOR_LIMIT_32,
             "ACCUMULATE": tl.float64 if accumulate == torch.float64 else tl.float32,
             "VECTOR": plan.vector,

@@ -10,6 +10,7 @@ decide the binary.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ def record_launches() -> Iterator[list[LaunchRecord]]:
         _recorders[:] = [other for other in _recorders if other is not records]
 
 
+class LaunchRefusedError(RuntimeError):
+    """The driver would not start a cooperative grid; nothing has run."""
+
+
 class Launch:
     """A kernel with everything that stays from call to call: device, grid, integers, constants.
 
@@ -72,6 +77,7 @@ class Launch:
         "grid",
         "kernel",
         "num_warps",
+        "options",
     )
 
     def __init__(
@@ -82,11 +88,13 @@ class Launch:
         integers: tuple[int, ...],
         constants: dict[str, object],
         num_warps: int,
+        options: dict[str, object] | None = None,
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
         self.constants = constants
         self.num_warps = num_warps
+        self.options = options or {}
         self._device = device
         self._integers = integers
         self._values = tuple(constants.values())
@@ -142,9 +150,19 @@ class Launch:
 
     def _dispatch(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
         launch = self.kernel[self.grid]
-        return launch(
-            *tensors, *self._integers, *floats, **self.constants, num_warps=self.num_warps
-        )
+        try:
+            return launch(
+                *tensors,
+                *self._integers,
+                *floats,
+                **self.constants,
+                **self.options,
+                num_warps=self.num_warps,
+            )
+        except RuntimeError as error:
+            if self.options.get("launch_cooperative_grid") and "cooperative" in str(error):
+                raise LaunchRefusedError(str(error)) from error
+            raise
 
     def _record(self, compiled: object | None) -> None:
         name = self.kernel.fn.__name__
@@ -155,7 +173,8 @@ class Launch:
 
 
 _profiles: dict[int, DeviceProfile] = {}
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
+_counters: dict[tuple[str, torch.device, int], torch.Tensor] = {}
+_fallbacks: list[str] = []
 
 
 def interpreted(kernel: Any) -> bool:
@@ -179,8 +198,29 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
     profile = _profiles.get(device)
     if profile is None:
         properties = triton_driver.active.utils.get_device_properties(device)
-        profile = _profiles[device] = DeviceProfile(int(properties["multiprocessor_count"]))
+        target = triton_driver.active.get_current_target()
+        cuda = target.backend == "cuda"
+        profile = _profiles[device] = DeviceProfile(
+            int(properties["multiprocessor_count"]),
+            # how many programs an AMD device holds at once is not known here: none waits there
+            cooperative=cuda,
+            assembly=cuda and target.arch >= 80,
+            one_read=not os.environ.get("TRITONBN_TWO_READ"),
+            reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
+        )
     return profile
+
+
+def note_fallback(plan: object, error: Exception) -> None:
+    """Keep and warn of a one-read plan that gave way to two reads."""
+    text = f"{plan} was refused ({error}); two-read kernels run instead"
+    _fallbacks.append(text)
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def fallbacks() -> list[str]:
+    """One line for each one-read plan that the driver refused in this process."""
+    return list(_fallbacks)
 
 
 def arrival_counters(kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
@@ -188,16 +228,26 @@ def arrival_counters(kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
 
     Under graph capture they are new, so that a replay shares none with eager work.
     """
+    return _stream_counters("arrivals", kernel, x, count)
+
+
+def barrier_counters(kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
+    """At least `count` int32 counters of group barriers, which need no value to begin with but the
+    low 31 bits zero, as every launch leaves them; otherwise as `arrival_counters`."""
+    return _stream_counters("barriers", kernel, x, count)
+
+
+def _stream_counters(name: str, kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=x.device)
     stream = 0
     if not interpreted(kernel):
         stream = triton_driver.active.get_current_stream(device_index(kernel, x))
-    counters = _counters.get((x.device, stream))
+    counters = _counters.get((name, x.device, stream))
     if counters is None or counters.numel() < count:
         size = max(count, _LEAST_COUNTERS)
         counters = torch.zeros(size, dtype=torch.int32, device=x.device)
-        _counters[(x.device, stream)] = counters
+        _counters[(name, x.device, stream)] = counters
     return counters
 
 

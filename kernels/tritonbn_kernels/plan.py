@@ -50,20 +50,24 @@ class DeviceProfile:
 
     sm_count: SMs (compute units) that a launch may fill. tile_scale: factor by which tiles grow, 1
     on GPUs. cooperative: whether programs may wait for one another. assembly: whether PTX can be
-    inlined. registers, warps: of one SM.
+    inlined. one_read: whether one-read plans are made. reserved_sms: SMs that one-read plans leave
+    to others, such as collectives. registers, warps: of one SM.
     """
 
     sm_count: int
     tile_scale: int = 1
     cooperative: bool = True
     assembly: bool = True
+    one_read: bool = True
+    reserved_sms: int = 0
     registers: int = 65536
     warps: int = 64
 
     def programs(self, max_registers: int, num_warps: int) -> int:
         """Programs of `num_warps` warps that are on the device at once."""
         by_registers = self.registers // (max_registers * 32 * num_warps)
-        return self.sm_count * max(1, min(by_registers, self.warps // num_warps))
+        per_sm = max(1, min(by_registers, self.warps // num_warps))
+        return max(1, self.sm_count - self.reserved_sms) * per_sm
 
 
 # few programs, big tiles: a program costs the interpreter about a millisecond whatever its size.

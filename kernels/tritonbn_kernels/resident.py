@@ -1,8 +1,8 @@
 """One read: a channel's data stays in registers between its statistics and its normalisation.
 
 An item is one member of a group: PIECES tiles of a block of channels. `group_size` members share
-the block's values, meet at a barrier (`barrier.py`) after their partial results, merge all of them
-in index order, and finish from registers: 1R + 1W forward, 2R + 1W backward. With one member there
+the block's values, meet at a barrier (`barrier.py`) after their partial results, merge all of
+them in index order, and finish from registers: 1R + 1W forward, 2R + 1W backward. With one member there
 is no barrier and the launch is an ordinary one. The grid is persistent: items are dealt round-robin,
 so that no program owns two items of one group while the grid is at least as large as the group.
 """
@@ -154,8 +154,8 @@ def resident_forward_kernel(
             finish_statistics(
                 pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
                 running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
-                n_channels, count, eps, momentum,
-                None, None, CUMULATIVE, False, tl.float32, BLOCK_C,
+                n_channels, tl.cdiv(n_channels, BLOCK_C), count, eps, momentum,
+                None, None, CUMULATIVE, False, tl.float32,
             )  # fmt: skip
         mean_hi, mean_lo = two_word_sum(pivot, mean)
         inv_std = inverse_std(m2 / count, eps)
@@ -259,8 +259,10 @@ def resident_backward_kernel(
             sum_dy, sum_dy_centred = merge_sums(
                 partials_ptr, offs_c, mask_c, n_channels, splits, tl.float32, BLOCK_C, BLOCK_K
             )
+        # one member writes the parameters' gradients
+        mask_writer = offs_c < tl.where(member == 0, n_channels, 0)
         mean_dy, slope = finish_gradients(
-            sum_dy, sum_dy_centred, inv_std, offs_c, mask_c & (member == 0),
+            sum_dy, sum_dy_centred, inv_std, offs_c, mask_writer,
             dgamma_ptr, dbeta_ptr, None, n_channels, count,
         )  # fmt: skip
         again = opaque(first, ASM)

@@ -161,9 +161,9 @@ def count_batch(tracked_ptr, arrivals_ptr, block, n_blocks, CUMULATIVE: tl.const
 def finish_statistics(
     pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
     running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
-    n_channels, count, eps, momentum,
+    n_channels, n_blocks, count, eps, momentum,
     EPS: tl.constexpr, MOMENTUM: tl.constexpr, CUMULATIVE: tl.constexpr,
-    SAVE_VARIANCE: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr,
+    SAVE_VARIANCE: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):
     # fmt: on
     """Store mean (two words) and inv_std, or the variance; update the running statistics."""
@@ -180,7 +180,7 @@ def finish_statistics(
         # unbiased, as torch keeps it
         update_running(running_var_ptr, offs_c, mask_c, m2 / (count - 1.0), factor, ACCUMULATE)
     if tracked_ptr is not None:
-        count_batch(tracked_ptr, arrivals_ptr, block, tl.cdiv(n_channels, BLOCK_C), CUMULATIVE)
+        count_batch(tracked_ptr, arrivals_ptr, block, n_blocks, CUMULATIVE)
     return mean_hi, mean_lo, inv_std
 
 
@@ -234,15 +234,15 @@ def statistics_kernel(
             finish_statistics(
                 pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
                 running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
-                n_channels, count, eps, momentum,
-                EPS, MOMENTUM, CUMULATIVE, SAVE_VARIANCE, ACCUMULATE, BLOCK_C,
+                n_channels, tl.cdiv(n_channels, BLOCK_C), count, eps, momentum,
+                EPS, MOMENTUM, CUMULATIVE, SAVE_VARIANCE, ACCUMULATE,
             )  # fmt: skip
     else:
         mean_hi, mean_lo, inv_std = finish_statistics(
             pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
             running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
-            n_channels, count, eps, momentum,
-            EPS, MOMENTUM, CUMULATIVE, SAVE_VARIANCE, ACCUMULATE, BLOCK_C,
+            n_channels, tl.cdiv(n_channels, BLOCK_C), count, eps, momentum,
+            EPS, MOMENTUM, CUMULATIVE, SAVE_VARIANCE, ACCUMULATE,
         )  # fmt: skip
         if NORMALIZE:
             scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std

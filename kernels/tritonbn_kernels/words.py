@@ -23,7 +23,7 @@ def opaque(words, ASM: tl.constexpr):
 
 @triton.jit
 def unpack(words, DTYPE: tl.constexpr):
-    """The fp32 values of int32 words: a tuple of one tile (fp32) or two (even, odd 16-bit values)."""
+    """The fp32 values of int32 words: one tile (fp32), or two of the even and the odd halves."""
     if DTYPE == tl.float32:
         values = (words.to(tl.float32, bitcast=True),)
     elif DTYPE == tl.bfloat16:

@@ -1,0 +1,219 @@
+"""The steps of the one-read plans: planned launches of the resident kernels.
+
+Each has the call signature of the two-read step in whose place it stands.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from tritonbn_kernels.geometry import Geometry
+from tritonbn_kernels.launch import (
+    Launch,
+    arrival_counters,
+    barrier_counters,
+    device_index,
+    device_profile,
+)
+from tritonbn_kernels.narrow import narrow_backward_kernel, narrow_forward_kernel
+from tritonbn_kernels.plan import ACCESS_BYTES, DeviceProfile, power_of_two_at_least
+from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_narrow, plan_resident
+from tritonbn_kernels.resident import resident_backward_kernel, resident_forward_kernel
+
+# partial results that a program holds while it merges, channels times members
+_MERGE_VALUES = 256
+_ELEMENTS = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+}
+
+
+class _Arguments(NamedTuple):
+    """What tells a wide launch from a narrow one: kernel, plan, integers, constants."""
+
+    kernel: Any
+    plan: ResidentPlan | NarrowPlan
+    integers: tuple[int, ...]
+    constants: dict[str, object]
+
+
+def _arguments(
+    wide: Any, narrow: Any, x: torch.Tensor, geometry: Geometry, streams: int
+) -> _Arguments | None:
+    """The one-read launch for `x`, or None where it needs two reads."""
+    if not geometry.aligned or x.dtype not in _ELEMENTS:
+        return None
+    profile = device_profile(wide, device_index(wide, x))
+    vector = geometry.vector
+    full = vector * geometry.itemsize == ACCESS_BYTES
+    plan = plan_resident(geometry.first, geometry.itemsize, profile, vector, streams)
+    slim = None if full else plan_narrow(geometry.views, geometry.itemsize, profile, streams)
+    if slim is not None:
+        return _narrow_arguments(narrow, slim, geometry, profile, x)
+    return None if plan is None else _wide_arguments(wide, plan, geometry, profile, x)
+
+
+def _shared(
+    geometry: Geometry,
+    plan: ResidentPlan | NarrowPlan,
+    profile: DeviceProfile,
+    x: torch.Tensor,
+    block_c: int,
+) -> dict[str, object]:
+    return {
+        "BLOCK_C": block_c,
+        "GROUPED": plan.splits > 1,
+        "DTYPE": _ELEMENTS[x.dtype],
+        "PACK": 4 // geometry.itemsize,
+        "ASM": profile.assembly,
+        "PIECES": plan.pieces,
+        "BLOCK_K": max(1, min(64, _MERGE_VALUES // block_c)),
+    }
+
+
+def _wide_arguments(
+    kernel: Any, plan: ResidentPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
+) -> _Arguments:
+    constants = {
+        **_shared(geometry, plan, profile, x, plan.block_c),
+        "OFFSETS_64": geometry.offsets_64,
+        "WORDS": plan.vector * geometry.itemsize // 4,
+        "BLOCK_V": plan.block_v,
+    }
+    integers = (*geometry.sizes(plan), plan.splits, *geometry.strides(plan))
+    return _Arguments(kernel, plan, integers, constants)
+
+
+def _narrow_arguments(
+    kernel: Any, plan: NarrowPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
+) -> _Arguments:
+    view = geometry.first
+    constants = {
+        **_shared(geometry, plan, profile, x, power_of_two_at_least(plan.block_channels)),
+        "VECTOR_WORDS": ACCESS_BYTES // 4,
+        "BLOCK_S": plan.block_s,
+        "BLOCK_N": plan.block_n,
+        "BLOCK_W": plan.block_w,
+    }
+    integers = (
+        *(view.n_channels, view.n_outer, view.n_inner),
+        *(plan.rows_per_split, plan.splits, plan.block_channels),
+        *(one.stride_outer for one in geometry.views),
+    )
+    return _Arguments(kernel, plan, integers, constants)
+
+
+def _launch(
+    arguments: _Arguments, x: torch.Tensor, signature: tuple[str, ...], **flags: object
+) -> Launch:
+    """The launch, its constants in the order of the kernel's signature."""
+    device = device_index(arguments.kernel, x)
+    constants = {**arguments.constants, **flags}
+    options: dict[str, object] = {}
+    if device_profile(arguments.kernel, device).assembly:
+        # without the cap several of these kernels take 1.45 times the registers
+        options["maxnreg"] = arguments.plan.max_registers
+    if arguments.plan.splits > 1:
+        options["launch_cooperative_grid"] = True
+    return Launch(
+        arguments.kernel,
+        device,
+        arguments.plan.programs,
+        arguments.integers,
+        {name: constants[name] for name in signature if name in constants},
+        arguments.plan.num_warps,
+        options,
+    )
+
+
+class ResidentForwardStep:
+    """Statistics and normalisation in one launch that reads x once."""
+
+    __slots__ = ("_count", "_counters", "_kernel", "_launch", "_partials", "plan")
+
+    def __init__(
+        self, x: torch.Tensor, geometry: Geometry, arguments: _Arguments, cumulative: bool
+    ) -> None:
+        self.plan = arguments.plan
+        self._kernel = arguments.kernel
+        self._launch = _launch(arguments, x, arguments.kernel.arg_names, CUMULATIVE=cumulative)
+        n_channels = geometry.first.n_channels
+        self._count = float(geometry.first.count)
+        self._partials = self.plan.splits * 3 * n_channels if self.plan.splits > 1 else 0
+        self._counters = 1 if cumulative else 0
+
+    @staticmethod
+    def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
+        """The launch for `x`, or None where it needs two reads."""
+        return _arguments(resident_forward_kernel, narrow_forward_kernel, x, geometry, streams=1)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        y: torch.Tensor | None,
+        saved: torch.Tensor,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        tracked: torch.Tensor | None,
+        eps: float,
+        momentum: float | None,
+    ) -> None:
+        partials = arrivals = barriers = None
+        if self._partials:
+            partials = saved.new_empty(self._partials)
+            blocks = self.plan.blocks(saved.shape[1])
+            barriers = barrier_counters(self._kernel, x, blocks)
+        if self._counters:
+            arrivals = arrival_counters(self._kernel, x, self._counters)
+        self._launch(
+            (
+                *(x, weight, bias, y, saved, running_mean, running_var, tracked),
+                *(partials, arrivals, barriers),
+            ),
+            self._count,
+            float(eps),
+            0.0 if momentum is None else float(momentum),
+        )
+
+
+class ResidentBackwardStep:
+    """All gradients of training in one launch that reads dy and x once."""
+
+    __slots__ = ("_count", "_kernel", "_launch", "_partials", "plan")
+
+    def __init__(self, x: torch.Tensor, geometry: Geometry, arguments: _Arguments) -> None:
+        self.plan = arguments.plan
+        self._kernel = arguments.kernel
+        self._launch = _launch(arguments, x, arguments.kernel.arg_names)
+        view = geometry.first
+        self._count = float(view.count)
+        self._partials = self.plan.splits * 2 * view.n_channels if self.plan.splits > 1 else 0
+
+    @staticmethod
+    def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
+        """The launch for `x` and its gradient, or None where they need two reads."""
+        return _arguments(resident_backward_kernel, narrow_backward_kernel, x, geometry, streams=2)
+
+    def __call__(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        dx: torch.Tensor | None,
+        dgamma: torch.Tensor | None,
+        dbeta: torch.Tensor | None,
+        sums: torch.Tensor | None,
+    ) -> None:
+        partials = barriers = None
+        if self._partials:
+            partials = saved.new_empty(self._partials)
+            blocks = self.plan.blocks(saved.shape[1])
+            barriers = barrier_counters(self._kernel, x, blocks)
+        self._launch((dy, x, weight, saved, dx, dgamma, dbeta, partials, barriers), self._count)
