@@ -81,7 +81,7 @@ def split_columns(columns, PACK: tl.constexpr):
 
 @triton.jit
 def columns_by_channel(columns, n_inner, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Columns (BLOCK_K,) as (BLOCK_C, BLOCK_S): the `n_inner` columns of each channel, then others."""
+    """Columns (BLOCK_K,) as (BLOCK_C, BLOCK_S): `n_inner` columns of each channel, then others."""
     offs_c = tl.arange(0, BLOCK_C)
     offs_s = tl.arange(0, BLOCK_S)
     index = offs_c[:, None] * n_inner + offs_s[None, :]

@@ -1,9 +1,9 @@
 """One read: a channel's data stays in registers between its statistics and its normalisation.
 
-An item is one member of a group: PIECES tiles of a block of channels. `group_size` members share
-the block's values, meet at a barrier (`barrier.py`) after their partial results, merge all of
-them in index order, and finish from registers: 1R + 1W forward, 2R + 1W backward. With one member there
-is no barrier and the launch is an ordinary one. The grid is persistent: items are dealt round-robin,
+An item is one member of a group: PIECES tiles of a block of channels. `splits` members share the
+block's values, meet at a barrier (`barrier.py`) after their partial results, merge all of them in
+index order, and finish from registers: 1R + 1W forward, 2R + 1W backward. With one member there is
+no barrier and the launch is an ordinary one. The grid is persistent: items are dealt round-robin,
 so that no program owns two items of one group while the grid is at least as large as the group.
 """
 
