@@ -4,13 +4,12 @@ error, or gives the result it gives for such input."""
 from __future__ import annotations
 
 from functools import cache
-from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
 @cache
@@ -25,18 +24,6 @@ def eps_zero_in_eval() -> bool:
     return True
 
 
-def _vector_fits(vector: Tensor | None, x: Tensor, n_channels: int) -> bool:
-    if vector is None:
-        return True
-    dtype = vector.dtype
-    return (
-        vector.numel() == n_channels
-        and (dtype is x.dtype or (dtype is torch.float32 and x.dtype is not torch.float64))
-        and vector.device == x.device
-        and (type(vector) in _PLAIN_TENSORS or torch.compiler.is_compiling())
-    )
-
-
 def accepts(
     x: Tensor,
     running_mean: Tensor | None,
@@ -49,28 +36,35 @@ def accepts(
     num_batches_tracked: Tensor | None,
 ) -> bool:
     """Whether the kernels take a call for `x`, which `functional._route` let through."""
-    shape = x.shape
-    n_channels = shape[1]
-    # batch statistics need a second value; statistics that the caller keeps must be both there
+    n_channels = x.shape[1]
+    # statistics that the caller keeps must be both there; batch statistics need a second value
+    if running_mean is None or running_var is None:
+        if not training or running_mean is not running_var:
+            return False
+    elif (
+        running_mean.requires_grad
+        or running_var.requires_grad
+        or running_mean.dtype is not running_var.dtype
+    ):
+        return False
     if training:
-        if shape[0] == 1 and prod(shape[2:]) == 1:
+        if x.numel() == n_channels or (momentum is None and num_batches_tracked is None):
             return False
-        if (running_mean is None) is not (running_var is None):
+        if not eps > 0.0:
             return False
-        if momentum is None and num_batches_tracked is None:
-            return False
-    elif running_mean is None or running_var is None:
+    elif not eps > 0.0 and not (eps == 0.0 and eps_zero_in_eval()):
         return False
-    if not eps > 0.0 and not (eps == 0.0 and not training and eps_zero_in_eval()):
-        return False
-    if running_mean is not None and running_var is not None:
-        if running_mean.requires_grad or running_var.requires_grad:
+    dtype, device = x.dtype, x.device
+    # written out: a generator or a helper would cost every call a microsecond
+    for vector in (weight, bias, running_mean, running_var):
+        if vector is None:
+            continue
+        kind = vector.dtype
+        if (
+            vector.numel() != n_channels
+            or (kind is not dtype and (kind is not torch.float32 or dtype is torch.float64))
+            or vector.device != device
+            or (type(vector) not in _PLAIN_TENSORS and not torch.compiler.is_compiling())
+        ):
             return False
-        if running_mean.dtype is not running_var.dtype:
-            return False
-    return (
-        _vector_fits(weight, x, n_channels)
-        and _vector_fits(bias, x, n_channels)
-        and _vector_fits(running_mean, x, n_channels)
-        and _vector_fits(running_var, x, n_channels)
-    )
+    return True

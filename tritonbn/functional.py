@@ -159,24 +159,24 @@ def _batch_norm(
             0.0 if momentum is None else momentum,
             eps,
         )
-    # written where they lie; a strided view of statistics is updated through a dense copy
-    mean = None if running_mean is None else running_mean.contiguous()
-    var = None if running_var is None else running_var.contiguous()
+    # the kernels want dense vectors; asked first, for contiguous() costs a trip through autograd
+    if weight is not None and not weight.is_contiguous():
+        weight = weight.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    # statistics are written where they lie: a strided view of them through a dense copy
+    mean, var = running_mean, running_var
+    if mean is not None and not mean.is_contiguous():
+        mean = mean.contiguous()
+    if var is not None and not var.is_contiguous():
+        var = var.contiguous()
     y = _operators.batch_norm(
-        input,
-        None if weight is None else weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        mean,
-        var,
-        num_batches_tracked,
-        training,
-        momentum,
-        eps,
+        input, weight, bias, mean, var, num_batches_tracked, training, momentum, eps
     )
-    if training and running_mean is not None and running_var is not None:
-        if mean is not running_mean and mean is not None:
+    if training:
+        if mean is not running_mean and mean is not None and running_mean is not None:
             running_mean.copy_(mean)
-        if var is not running_var and var is not None:
+        if var is not running_var and var is not None and running_var is not None:
             running_var.copy_(var)
     return y
 
