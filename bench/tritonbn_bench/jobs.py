@@ -23,6 +23,8 @@ __all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
 
 NEEDS_GPU = ("sweep", "resnet50")
 _SAVE_SECONDS = 5.0
+# of an H200: modelled traffic is that of the plans made for it
+MODELLED_SMS = 132
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
 HOST_QUANTITY = "host time"
@@ -122,12 +124,21 @@ def _training(run: Run) -> None:
 
 
 def _traffic(run: Run) -> None:
-    from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
+    from tritonbn_kernels.plan import DeviceProfile
+    from tritonbn_kernels.traffic import floor_bytes, planned_bytes, two_read_bytes
 
     done = run.results.done()
-    formulas = {"floor": floor_bytes, "tritonbn": two_read_bytes, "torch": two_read_bytes}
+    device = DeviceProfile(MODELLED_SMS)
     for case in resnet50_cases(dtypes=("fp32", "bf16"), layouts=("nchw",)):
-        for provider, formula in formulas.items():
+        numbers = (case.mode, case.numel, case.channels, case.itemsize)
+        shape = (case.batch, case.channels, case.space)
+        strides = (case.channels * case.space, case.space, 1)
+        moved = {
+            "floor": floor_bytes(*numbers),
+            "tritonbn": planned_bytes(case.mode, shape, strides, case.itemsize, device),
+            "torch": two_read_bytes(*numbers),
+        }
+        for provider, value in moved.items():
             row = Row(
                 job="traffic",
                 kind="modelled",
@@ -135,7 +146,7 @@ def _traffic(run: Run) -> None:
                 provider=provider,
                 quantity="bytes moved",
                 unit="bytes",
-                value=float(formula(case.mode, case.numel, case.channels, case.itemsize)),
+                value=float(value),
                 mode=case.mode,
                 dtype=case.dtype,
                 layout=case.layout,

@@ -20,7 +20,7 @@ from tritonbn_kernels.launch import (
 )
 from tritonbn_kernels.narrow import narrow_backward_kernel, narrow_forward_kernel
 from tritonbn_kernels.plan import ACCESS_BYTES, DeviceProfile, power_of_two_at_least
-from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_narrow, plan_resident
+from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_one_read
 from tritonbn_kernels.resident import resident_backward_kernel, resident_forward_kernel
 
 # partial results that a program holds while it merges, channels times members
@@ -48,12 +48,9 @@ def _arguments(
     if not geometry.aligned or x.dtype not in _ELEMENTS:
         return None
     profile = device_profile(wide, device_index(wide, x))
-    vector = geometry.vector
-    full = vector * geometry.itemsize == ACCESS_BYTES
-    plan = plan_resident(geometry.first, geometry.itemsize, profile, vector, streams)
-    slim = None if full else plan_narrow(geometry.views, geometry.itemsize, profile, streams)
-    if slim is not None:
-        return _narrow_arguments(narrow, slim, geometry, profile, x)
+    plan = plan_one_read(geometry.views, geometry.itemsize, profile, streams)
+    if isinstance(plan, NarrowPlan):
+        return _narrow_arguments(narrow, plan, geometry, profile, x)
     return None if plan is None else _wide_arguments(wide, plan, geometry, profile, x)
 
 

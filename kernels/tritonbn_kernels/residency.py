@@ -116,6 +116,19 @@ def plan_resident(
     )
 
 
+def plan_one_read(
+    views: tuple[ChannelView, ...], itemsize: int, device: DeviceProfile, streams: int
+) -> ResidentPlan | NarrowPlan | None:
+    """The plan that reads once: wide where planes hold whole 16-byte vectors, else narrow, else
+    wide with shorter vectors; None where two reads are needed. Arguments as `plan_resident`."""
+    vector = min(view.vector(ACCESS_BYTES // itemsize) for view in views)
+    if vector * itemsize < ACCESS_BYTES:
+        narrow = plan_narrow(views, itemsize, device, streams)
+        if narrow is not None:
+            return narrow
+    return plan_resident(views[0], itemsize, device, vector, streams)
+
+
 def _tile(view: ChannelView, itemsize: int, device: DeviceProfile, vector: int) -> tuple[int, int]:
     """(block_c, block_v) of one piece: one channel, or several whole ones where they are small."""
     elements = PIECE_BYTES * device.tile_scale // itemsize

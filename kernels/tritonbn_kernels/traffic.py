@@ -16,6 +16,12 @@ The floor is what GB/s is counted on, for every provider alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tritonbn_kernels.layout import view_of
+from tritonbn_kernels.plan import DeviceProfile
+from tritonbn_kernels.residency import plan_one_read
+
 MODES = ("forward_train", "forward_eval", "backward_train", "backward_eval")
 
 _FLOOR_TENSORS = {"forward_train": 2, "forward_eval": 2, "backward_train": 3, "backward_eval": 3}
@@ -57,3 +63,26 @@ def two_read_bytes(mode: str, numel: int, channels: int, itemsize: int) -> int:
     """Bytes that the two-read kernels move when no cache serves the second read; arguments and
     errors as `floor_bytes`."""
     return _bytes(_TWO_READ_TENSORS, mode, numel, channels, itemsize)
+
+
+def planned_bytes(
+    mode: str, shape: Sequence[int], strides: Sequence[int], itemsize: int, device: DeviceProfile
+) -> int:
+    """Bytes that the plan for a non-empty `(N, C, *S)` tensor moves on a device: the floor where it
+    reads once, else those of two reads (after a copy, not counted, where the layout needs one).
+
+    Partial results of the programs that share a channel are left out: a few kilobytes.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    numel = 1
+    for size in shape:
+        numel *= size
+    view = view_of(shape, strides)
+    streams = 1 if mode == "forward_train" else 2
+    once = mode.endswith("eval") or (
+        view is not None
+        and plan_one_read((view,) * (streams + 1), itemsize, device, streams) is not None
+    )
+    return (floor_bytes if once else two_read_bytes)(mode, numel, shape[1], itemsize)
