@@ -17,6 +17,7 @@ from tritonbn_kernels.moments import (
     program_range,
     tile_mask,
     tile_offsets,
+    tile_start,
 )
 
 
@@ -80,8 +81,9 @@ def input_gradient_range(
 ):
     # fmt: on
     """dx = scale * (dy - mean_dy - (x - mean) * slope), in eval scale * dy, over [first, last)."""
-    for start in range(first, last, BLOCK_V):
-        offs_v = start + tl.arange(0, BLOCK_V)
+    for step in range(first, last, BLOCK_V):
+        # training reads for the second time: backwards, from what the cache still holds
+        offs_v = tile_start(step, first, last, BLOCK_V, TRAINING) + tl.arange(0, BLOCK_V)
         outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
         mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
         dy_offsets = tile_offsets(
@@ -174,7 +176,7 @@ def gradients_kernel(
     program walks over its channels again. sums_ptr (2, C) keeps what a later launch needs for dx.
     """
     block, split, first, last, offs_c = program_range(
-        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, False
     )
     mask_c = offs_c < n_channels
     mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
@@ -235,7 +237,7 @@ def input_gradient_kernel(
     # fmt: on
     """dx over one split of BLOCK_C channels from sums made earlier; in eval from dy alone."""
     _block, _split, first, last, offs_c = program_range(
-        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, TRAINING
     )
     mask_c = offs_c < n_channels
     inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)

@@ -70,10 +70,21 @@ def tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST: tl.constexpr, VEC
 
 @triton.jit
 def program_range(
-    n_channels, n_vectors, vectors_per_split, VECTORS_64: tl.constexpr, BLOCK_C: tl.constexpr
+    n_channels,
+    n_vectors,
+    vectors_per_split,
+    VECTORS_64: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    REVERSED: tl.constexpr,
 ):
-    """(channel block, split, first vector, one past the last, channel numbers) of this program."""
+    """(channel block, split, first vector, one past the last, channel numbers) of this program.
+
+    With REVERSED the first programs take the last part: what an earlier launch read last is still
+    in the cache.
+    """
     program = tl.program_id(0)
+    if REVERSED:
+        program = tl.num_programs(0) - 1 - program
     n_blocks = tl.cdiv(n_channels, BLOCK_C)
     block = program % n_blocks
     split = program // n_blocks
@@ -83,6 +94,17 @@ def program_range(
     last = tl.minimum(first + vectors_per_split, n_vectors)
     offs_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     return block, split, first, last, offs_c
+
+
+@triton.jit
+def tile_start(step, first, last, BLOCK_V: tl.constexpr, REVERSED: tl.constexpr):
+    """First vector of the tile that a loop over range(first, last, BLOCK_V) visits at `step`; with
+    REVERSED the last tile comes first."""
+    if REVERSED:
+        start = first + ((tl.cdiv(last - first, BLOCK_V) - 1) * BLOCK_V - (step - first))
+    else:
+        start = step
+    return start
 
 
 @triton.jit

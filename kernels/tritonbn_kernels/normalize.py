@@ -16,6 +16,7 @@ from tritonbn_kernels.moments import (
     program_range,
     tile_mask,
     tile_offsets,
+    tile_start,
 )
 
 
@@ -26,16 +27,16 @@ def normalize_range(
     mean_hi, mean_lo, scale, offset, offs_c, first, last,
     n_channels, inner_vectors, magic, shift,
     x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
-    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, ACCUMULATE: tl.constexpr,
-    VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
+    REVERSED: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
     """y = ((x - mean_hi) - mean_lo) * scale + offset over vectors [first, last) of offs_c.
 
     The two subtractions keep what a single one would lose where the mean dwarfs the deviation.
     """
-    for start in range(first, last, BLOCK_V):
-        offs_v = start + tl.arange(0, BLOCK_V)
+    for step in range(first, last, BLOCK_V):
+        offs_v = tile_start(step, first, last, BLOCK_V, REVERSED) + tl.arange(0, BLOCK_V)
         outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
         mask = tile_mask(offs_c, offs_v, n_channels, last, CHANNELS_LAST, VECTOR)
         x_offsets = tile_offsets(
@@ -75,7 +76,7 @@ def normalize_kernel(
     # fmt: on
     """Normalise with the statistics in `saved`, or from running statistics, saved on the way."""
     _block, split, first, last, offs_c = program_range(
-        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, not FROM_RUNNING
     )
     mask_c = offs_c < n_channels
     if FROM_RUNNING:
@@ -97,5 +98,5 @@ def normalize_kernel(
         x_ptr, y_ptr, mean_hi, mean_lo, scale, offset, offs_c, first, last,
         n_channels, inner_vectors, magic, shift,
         x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
-        CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+        not FROM_RUNNING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
     )  # fmt: skip

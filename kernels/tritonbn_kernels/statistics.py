@@ -207,7 +207,7 @@ def statistics_kernel(
     With NORMALIZE (one split only) the program then walks over its channels again and writes y.
     """
     block, split, first, last, offs_c = program_range(
-        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C
+        n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, False
     )
     mask_c = offs_c < n_channels
     first_offsets = offs_c if CHANNELS_LAST else offs_c * (x_stride_channel * VECTOR)
@@ -251,5 +251,5 @@ def statistics_kernel(
                 x_ptr, y_ptr, mean_hi, mean_lo, scale, offset, offs_c, first, last,
                 n_channels, inner_vectors, magic, shift,
                 x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
-                CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+                True, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
             )  # fmt: skip
