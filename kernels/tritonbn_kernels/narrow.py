@@ -2,8 +2,9 @@
 
 A plane of 7 x 7 or 14 x 14 half values is no multiple of 16 bytes; an image, all channels in a row,
 is. A tile holds BLOCK_N images of BLOCK_K columns, and CHANNELS whole channels of `n_inner` columns
-lie in those. Each column keeps the moments of its images, shifted by its own first value (at most
-PIECES * BLOCK_N values); columns become channels, and channels' results columns again, by a gather.
+lie in those. Each column keeps the moments of its images (at most PIECES * BLOCK_N), shifted by the
+mean of its first two tiles: by its first value alone, an outlier there would cost a dozen times the
+rounding. Columns become channels, and channels' results columns again, by a gather.
 Items, groups and the barrier are those of `resident.py`.
 """
 
@@ -113,6 +114,12 @@ def column_moments(
     for part in tl.static_range(PACK):
         at_first = (tl.arange(0, BLOCK_N) == 0)[:, None]
         shift = tl.sum(tl.where(at_first, unpack(held[0], DTYPE)[part], 0.0), axis=0)
+        near = tl.zeros((BLOCK_W,), tl.float32)
+        for piece in tl.static_range(PIECES if PIECES < 2 else 2):
+            there = (first + piece * BLOCK_N + tl.arange(0, BLOCK_N) < last)[:, None]
+            d = tl.where(there, unpack(held[piece], DTYPE)[part] - shift[None, :], 0.0)
+            near += tl.sum(d, axis=0)
+        shift += near / tl.minimum(rows, 2.0 * BLOCK_N)
         sum_d = tl.zeros((BLOCK_W,), tl.float32)
         sum_dd = tl.zeros((BLOCK_W,), tl.float32)
         for piece in tl.static_range(PIECES):
@@ -130,7 +137,7 @@ def column_moments(
     mean = columns_by_channel(join_columns(means, PACK), n_inner, BLOCK_C, BLOCK_S)
     m2 = columns_by_channel(join_columns(squares, PACK), n_inner, BLOCK_C, BLOCK_S)
     there = tl.broadcast_to((tl.arange(0, BLOCK_S) < n_inner)[None, :], (BLOCK_C, BLOCK_S))
-    # the middle of the columns' first values: amid the channel's values
+    # the middle of the columns' shifts: amid the channel's values
     near = tl.sum(tl.where(tl.arange(0, BLOCK_S)[None, :] == 0, shift, 0.0), axis=1)
     apart = tl.where(there, shift - near[:, None], 0.0)
     pivot = near + tl.sum(apart, axis=1) / n_inner
