@@ -1,0 +1,110 @@
+"""Small tensors that get one-read plans: what of the kernels each of them reaches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.checks import Operands, check_backward, check_forward
+from tests.inputs import DTYPES, values
+from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
+
+__all__ = [
+    "HALVES",
+    "HELD",
+    "Held",
+    "gradient_of",
+    "judge",
+    "of_both_kernels",
+    "of_every_dtype",
+]
+
+_FULL = (torch.float32, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+_DTYPES = [dtype for dtype in DTYPES if dtype.values[0] in _FULL]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A shape and pins that give a one-read plan in some dtypes, and why they are tested; `vector`
+    is the bytes of one access."""
+
+    kernels: str
+    shape: tuple[int, ...]
+    why: str
+    vector: int = 16
+    pins: dict[str, int] = field(default_factory=dict)
+    dtypes: tuple[torch.dtype, ...] = _FULL
+
+    @property
+    def id(self) -> str:
+        """Name of the case: `resident-n3-c5-s8x8-16B-block_v8`."""
+        space = "x".join(map(str, self.shape[2:]))
+        pins = "".join(f"-{name}{value}" for name, value in self.pins.items())
+        n, c = self.shape[:2]
+        return f"{self.kernels}-n{n}-c{c}-s{space}-{self.vector}B{pins}"
+
+    @property
+    def names(self) -> list[str]:
+        """The kernels of one forward and one backward launch."""
+        return [f"{self.kernels}_forward_kernel", f"{self.kernels}_backward_kernel"]
+
+    @contextmanager
+    def plan(self) -> Iterator[list[LaunchRecord]]:
+        """Plans with these pins and one member a group; afterwards every launch must have been one
+        of these kernels."""
+        with pinned_plan(resident=1, splits=1, **self.pins), record_launches() as launches:
+            yield launches
+        assert launches
+        for launch in launches:
+            assert launch.kernel in self.names
+            words = launch.constants.get("WORDS", launch.constants.get("VECTOR_WORDS"))
+            assert words == self.vector // 4
+            assert not launch.constants["GROUPED"]
+
+
+HELD = [
+    Held("resident", (3, 5, 8, 8), "NCHW in one piece, a block of channels"),
+    Held("resident", (3, 5, 8, 8), "pieces: the last ragged", 16, {"block_v": 16}),
+    Held("resident", (7, 3, 16), "NCL; channels no multiple of the block", 16, {"block_c": 2}),
+    Held("resident", (2, 3, 2, 4, 5), "NCDHW; ragged tile", 16, dtypes=(torch.float32,)),
+    Held("resident", (2, 3, 4, 4, 2), "NCDHW in whole tiles", 16, {"block_v": 8}),
+    Held("resident", (5, 3, 2, 3), "8 bytes: two fp32", 8, {}, (torch.float32,)),
+    Held("resident", (9, 3, 4, 3), "8 bytes: four halves", 8, {"block_v": 16}, HALVES),
+    Held("resident", (7, 3, 5, 3), "4 bytes: one fp32", 4, {"block_v": 64}, (torch.float32,)),
+    Held("resident", (7, 3, 2, 5), "4 bytes: two halves", 4, {"block_v": 16}, HALVES),
+    Held("resident", (1, 6, 4, 4), "a single image: the batch has no stride"),
+    Held("narrow", (5, 8, 7, 7), "odd planes, rows no multiple of the tile"),
+    Held("narrow", (4, 24, 5, 3), "blocks of channels", 16, {"block_c": 8}),
+    Held("narrow", (40, 24, 5), "NCL; pieces; the last block smaller", 16, {"block_c": 16}),
+    Held("narrow", (3, 16, 1, 3, 3), "NCDHW"),
+    Held("narrow", (1, 8, 7, 7), "a single image"),
+    Held("narrow", (6, 16, 2), "more channels than columns of one"),
+]
+
+
+def _of(kernels: str, index: int = 0) -> Held:
+    return [held for held in HELD if held.kernels == kernels][index]
+
+
+_ONE_OF_EACH = [
+    pytest.param(_of("resident", 1), id="resident"),
+    pytest.param(_of("narrow", 2), id="narrow"),
+]
+of_both_kernels = pytest.mark.parametrize("held", _ONE_OF_EACH)
+of_every_dtype = pytest.mark.parametrize("dtype", _DTYPES)
+
+
+def gradient_of(x: Tensor) -> Tensor:
+    """A random dy with the dtype and layout of `x`."""
+    return torch.empty_like(x).copy_(values(tuple(x.shape), x.dtype))
+
+
+def judge(call: Operands, dy: Tensor) -> Tensor:
+    """One forward and one backward, judged; what the forward saved."""
+    saved = check_forward(call, training=True)
+    check_backward(call, dy, training=True, saved=saved)
+    return saved
