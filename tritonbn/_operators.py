@@ -10,14 +10,18 @@ writes nothing, lest exported graphs and compilers take the running statistics f
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import tritonbn_kernels as kernels
+from tritonbn_kernels import ForwardCall
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
+
+_T = TypeVar("_T")
 
 _library = torch.library.Library("tritonbn", "DEF")  # type: ignore[no-untyped-call]
 # any dense layout will do: without the tag the compiler inserts copies to fixed strides
@@ -40,12 +44,36 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 
 
-def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """`kernels.batch_norm_forward` with the device of `x` current."""
+def _on_device(x: Tensor, launcher: Callable[..., _T], *arguments: Any) -> _T:
+    """`launcher(*arguments)` with the device of `x` current."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            return kernels.batch_norm_forward(x, *arguments)
-    return kernels.batch_norm_forward(x, *arguments)
+            return launcher(*arguments)
+    return launcher(*arguments)
+
+
+def _made_on_device(
+    call: ForwardCall,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """A prepared call with the device of `x` current; `_on_device` without packing arguments."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return call(
+                x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
+            )
+    return call(x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+
+
+def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return _on_device(x, kernels.batch_norm_forward, x, *arguments)
 
 
 def _eval_on_device(
@@ -63,11 +91,7 @@ def _eval_on_device(
 def _backward_on_device(
     dy: Tensor, x: Tensor, *arguments: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`kernels.batch_norm_backward` with the device of `x` current."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            return kernels.batch_norm_backward(dy, x, *arguments)
-    return kernels.batch_norm_backward(dy, x, *arguments)
+    return _on_device(x, kernels.batch_norm_backward, dy, x, *arguments)
 
 
 def _backward_operator(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -112,7 +136,7 @@ _eval_op = torch.ops.tritonbn.batch_norm_eval.default
 _backward_op = torch.ops.tritonbn.batch_norm_backward.default
 
 
-def _through_dispatcher() -> bool:
+def through_dispatcher() -> bool:
     """Whether somebody is looking at operators: a compiler, or a dispatch mode."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
@@ -126,66 +150,50 @@ class _BatchNormFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        training: bool,
-        momentum: float | None,
-        eps: float,
+        # in one tuple: autograd looks at every argument, at some cost
+        rest: tuple[Any, ...],
     ) -> Tensor:
-        y, saved = _forward_on_device(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            training,
-            momentum,
-            eps,
+        call, running_mean, running_var, num_batches_tracked, momentum, eps = rest
+        y, saved = _made_on_device(
+            call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
         )
-        _remember(ctx, saved, x, weight, bias, training, eps)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.kept = (call, call.training, eps, None if bias is None else bias.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, saved = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        dx: Tensor | None
-        dgamma: Tensor | None
-        dbeta: Tensor | None
-        if _through_dispatcher() and not torch.is_grad_enabled():
-            dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, ctx.training, *needs)
-            dx, dgamma, dbeta = (
-                dx if needs[0] else None,
-                dgamma if needs[1] else None,
-                dbeta if needs[2] else None,
-            )
-        elif torch.is_grad_enabled():
-            dx, dgamma, dbeta = _differentiable_backward(
-                dy, x, weight, saved, ctx.training, ctx.eps, needs
-            )
-        else:
-            dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, ctx.training, *needs)
-        if dbeta is not None and dbeta.dtype is not ctx.bias_dtype:
-            dbeta = dbeta.to(ctx.bias_dtype)
-        return dx, dgamma, dbeta, None, None, None, None, None, None
+        dx, dgamma, dbeta = _gradients(ctx, dy)
+        return dx, dgamma, dbeta, None
 
 
-def _remember(
-    ctx: Any,
-    saved: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-) -> None:
-    """Leave in `ctx` what `_BatchNormFunction.backward` needs."""
-    ctx.save_for_backward(x, weight, saved)
-    ctx.training = training
-    ctx.eps = eps
-    ctx.bias_dtype = None if bias is None else bias.dtype
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dgamma and dbeta, those that autograd asks for.
+
+    `ctx.kept`: the call that ran (None where an operator did), training, eps, dtype of the bias.
+    """
+    x, weight, saved = ctx.saved_tensors
+    call, training, eps, bias_dtype = ctx.kept
+    needs = ctx.needs_input_grad[:3]
+    dx: Tensor | None
+    dgamma: Tensor | None
+    dbeta: Tensor | None
+    if torch.is_grad_enabled():
+        dx, dgamma, dbeta = _differentiable_backward(dy, x, weight, saved, training, eps, needs)
+    elif through_dispatcher():
+        dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, training, *needs)
+        dx, dgamma, dbeta = (
+            dx if needs[0] else None,
+            dgamma if needs[1] else None,
+            dbeta if needs[2] else None,
+        )
+    elif call is not None and not (x.is_cuda and x.get_device() != torch.cuda.current_device()):
+        dx, dgamma, dbeta = call.backward(dy, x, weight, saved, needs)
+    else:
+        dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, training, *needs)
+    if dbeta is not None and dbeta.dtype is not bias_dtype:
+        dbeta = dbeta.to(bias_dtype)
+    return dx, dgamma, dbeta
 
 
 class _OperatorFunction(torch.autograd.Function):
@@ -204,13 +212,14 @@ class _OperatorFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             y, saved = operator(x, weight, bias, *others)
-        _remember(ctx, saved, x, weight, bias, training, eps)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.kept = (None, training, eps, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(saved)
         return y, saved
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return _BatchNormFunction.backward(ctx, dy)[:7]
+        return (*_gradients(ctx, dy), None, None, None, None)
 
 
 def _recorded(
@@ -311,22 +320,40 @@ def batch_norm(
 
     Args, Mutates: as `tritonbn_kernels.batch_norm_forward`.
     """
-    arguments = (
-        *(x, weight, bias, running_mean, running_var, num_batches_tracked),
-        *(training, momentum, eps),
-    )
-    y: Tensor
-    if _through_dispatcher():
+    tensors = (x, weight, bias, running_mean, running_var, num_batches_tracked)
+    if through_dispatcher():
+        y: Tensor
         if training:
-            y, _ = _forward_op(*arguments)
+            y, _ = _forward_op(*tensors, training, momentum, eps)
         else:
-            y, _ = _eval_op(x, weight, bias, running_mean, running_var, eps)
-    elif torch.is_grad_enabled() and (
+            y, _ = _eval_op(*tensors[:5], eps)
+        return y
+    call = kernels.forward_call(*tensors, training, momentum, eps)
+    return run(call, *tensors, momentum, eps)
+
+
+def run(
+    call: ForwardCall,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """A prepared call in plain eager mode, recorded by autograd where a gradient is needed."""
+    y: Tensor
+    if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
     ):
-        y = _apply_in_eager(*arguments)
+        rest = (call, running_mean, running_var, num_batches_tracked, momentum, eps)
+        y = _apply_in_eager(x, weight, bias, rest)
     else:
-        y, _ = _forward_on_device(*arguments)
+        y, _ = _made_on_device(
+            call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
+        )
     return y

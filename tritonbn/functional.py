@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import tritonbn_kernels as kernels
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
-from . import _operators
+from . import _layer_calls, _operators
 from ._validation import accepts
 
 __all__ = ["Statistics", "backend", "batch_norm", "statistics"]
@@ -128,10 +128,12 @@ def _batch_norm(
     momentum: float | None,
     eps: float,
     num_batches_tracked: Tensor | None = None,
+    layer: nn.Module | None = None,
 ) -> Tensor:
     """`batch_norm` of an input that `_route` gave to the kernels; counts the batch as well.
 
-    momentum None takes the cumulative average, which needs `num_batches_tracked`.
+    momentum None takes the cumulative average, which needs `num_batches_tracked`. The call is kept
+    for `layer`, if one is given.
     """
     if not accepts(
         input,
@@ -170,13 +172,21 @@ def _batch_norm(
         mean = mean.contiguous()
     if var is not None and not var.is_contiguous():
         var = var.contiguous()
+    # Triton takes a Python int for an int
+    eps = float(eps)
+    if momentum is not None:
+        momentum = float(momentum)
     y = _operators.batch_norm(
         input, weight, bias, mean, var, num_batches_tracked, training, momentum, eps
     )
-    if training:
-        if mean is not running_mean and mean is not None and running_mean is not None:
+    if layer is not None and not _operators.through_dispatcher():
+        taken = (weight, bias, mean, var, num_batches_tracked)
+        _layer_calls.keep(layer, input, taken, training, momentum, eps)
+    if mean is running_mean and var is running_var:
+        return y
+    if training and mean is not None and var is not None:
+        if running_mean is not None and running_var is not None:
             running_mean.copy_(mean)
-        if var is not running_var and var is not None and running_var is not None:
             running_var.copy_(var)
     return y
 

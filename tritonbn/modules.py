@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._layer_calls import again
 from .functional import _batch_norm, _route
 
 __all__ = [
@@ -63,6 +64,9 @@ class _TritonBatchNorm(_BatchNorm):
         """
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._torch_forward(input)
+        y = again(self, input)
+        if y is not None:
+            return y
         if _route(input) == "torch":
             # torch.fx takes torch's layers for leaves by the module they are defined in, not ours
             if isinstance(input, Proxy):
@@ -71,23 +75,11 @@ class _TritonBatchNorm(_BatchNorm):
             return self._torch_forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
 
-        # the dictionaries spare nn.Module.__getattr__; a parametrised tensor is not in them
-        parameters, buffers = self._parameters, self._buffers
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
         training, momentum = self.training, self.momentum
         running_mean = running_var = count = None
         if self.track_running_stats or not training:
-            running_mean = (
-                buffers["running_mean"] if "running_mean" in buffers else self.running_mean
-            )
-            running_var = buffers["running_var"] if "running_var" in buffers else self.running_var
-            if training:
-                count = (
-                    buffers["num_batches_tracked"]
-                    if "num_batches_tracked" in buffers
-                    else self.num_batches_tracked
-                )
+            running_mean, running_var = self.running_mean, self.running_var
+            count = self.num_batches_tracked if training else None
         if momentum is None and count is None:
             # a cumulative average without its count: torch leaves the statistics as they are
             momentum = 0.0
@@ -95,12 +87,13 @@ class _TritonBatchNorm(_BatchNorm):
             input,
             running_mean,
             running_var,
-            weight,
-            bias,
+            self.weight,
+            self.bias,
             training or (running_mean is None and running_var is None),
             momentum,
             self.eps,
             count,
+            self,
         )
 
 

@@ -5,18 +5,26 @@ which device runs what is decided a floor above.
 """
 
 from tritonbn_kernels.backward import batch_norm_backward
-from tritonbn_kernels.forward import batch_norm_forward, batch_statistics
+from tritonbn_kernels.forward import (
+    ForwardCall,
+    batch_norm_forward,
+    batch_statistics,
+    forward_call,
+)
 from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, record_launches
-from tritonbn_kernels.plan import clear_plan_caches, pinned_plan
+from tritonbn_kernels.plan import clear_plan_caches, pinned_plan, plan_cache
 
 __all__ = [
+    "ForwardCall",
     "LaunchRecord",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_statistics",
     "clear_cache",
     "fallbacks",
+    "forward_call",
     "pinned_plan",
+    "plan_cache",
     "record_launches",
 ]
 

@@ -20,10 +20,9 @@ from tritonbn_kernels.launch import (
     device_profile,
     note_fallback,
 )
-from tritonbn_kernels.layout import ChannelView, channel_view
+from tritonbn_kernels.layout import channel_view
 from tritonbn_kernels.one_read import ResidentBackwardStep
 from tritonbn_kernels.plan import (
-    pinned_plan,
     plan_cache,
     plan_pointwise,
     plan_reduction,
@@ -58,6 +57,21 @@ def batch_norm_backward(
         dx: shape, dtype and strides of the forward pass's `y`, or None.
         dgamma, dbeta: `(C,)` in the dtype of `weight`, else of `saved`, or None.
     """
+    needs = (need_dx, need_dgamma, need_dbeta)
+    return backward_call(dy, x, weight, training, needs)(dy, x, weight, saved, *needs)
+
+
+def backward_call(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    training: bool,
+    needs: tuple[bool, bool, bool],
+) -> BackwardCall:
+    """The prepared call for arguments of this kind, which may be kept and called again.
+
+    Args: as `batch_norm_backward`, with need_dx, need_dgamma and need_dbeta in `needs`.
+    """
     key = (
         x.shape,
         x.stride(),
@@ -67,53 +81,29 @@ def batch_norm_backward(
         (x.data_ptr() | dy.data_ptr()) & 15 == 0,
         None if weight is None else weight.dtype,
         training,
-        need_dx,
-        need_dgamma,
-        need_dbeta,
+        needs,
     )
-    call = _calls.get(key)
+    call: BackwardCall | None = _calls.get(key)
     if call is None:
-        call = BackwardCall(dy, x, training, need_dx, need_dgamma or need_dbeta)
+        call = BackwardCall(dy, x, training, needs[0], needs[1] or needs[2])
         remember(_calls, key, call)
-    if call.copies_x:
-        x = readable(x)[0]
-    if call.copies_dy:
-        dy = like_grouped(dy, x, call.view)
-    dx = torch.empty_like(x) if need_dx else None
-    # like a row of saved where there is no weight; both are (C,)
-    vector = saved[0] if weight is None else weight
-    dgamma = torch.empty_like(vector) if need_dgamma else None
-    dbeta = torch.empty_like(vector) if need_dbeta else None
-    sums = saved.new_empty((2, call.view.n_channels)) if call.keeps_sums else None
-    if call.sums is not None:
-        written = dx if call.sums_write_dx else None
-        try:
-            call.sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
-        except LaunchRefusedError as error:
-            note_fallback(call.sums.plan, error)
-            with pinned_plan(resident=0):
-                call = BackwardCall(dy, x, training, need_dx, need_dgamma or need_dbeta)
-            remember(_calls, key, call)
-            assert call.sums is not None
-            sums = saved.new_empty((2, call.view.n_channels)) if call.keeps_sums else None
-            written = dx if call.sums_write_dx else None
-            call.sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
-    if call.input_gradient is not None:
-        call.input_gradient(dy, x, weight, saved, sums, dx)
-    return dx, dgamma, dbeta
+    return call
 
 
 class BackwardCall:
-    """What does not change between backward calls of one kind: plans, launches, sizes."""
+    """A backward call of one kind: what does not change from call to call is planned once."""
 
     __slots__ = (
-        "copies_dy",
-        "copies_x",
-        "input_gradient",
-        "keeps_sums",
-        "sums",
-        "sums_write_dx",
-        "view",
+        "_copies_dy",
+        "_copies_x",
+        "_input_gradient",
+        "_keeps_sums",
+        "_need_dx",
+        "_need_parameters",
+        "_sums",
+        "_sums_write_dx",
+        "_training",
+        "_view",
     )
 
     def __init__(
@@ -124,33 +114,83 @@ class BackwardCall:
         need_dx: bool,
         need_parameters: bool,
     ) -> None:
-        dense, view = readable(x)
-        self.copies_x = dense is not x
-        self.view: ChannelView = view
-        grouped = like_grouped(dy, dense, view)
-        self.copies_dy = grouped is not dy
-        dy_view = channel_view(grouped)
-        assert dy_view is not None, (grouped.shape, grouped.stride())
+        self._training = training
+        self._need_dx = need_dx
+        self._need_parameters = need_parameters
+        dense, self._view = readable(x)
+        self._copies_x = dense is not x
+        grouped = like_grouped(dy, dense, self._view)
+        self._copies_dy = grouped is not dy
+        self._plan(grouped, dense, one_read=training and need_dx)
+
+    def _plan(self, dy: torch.Tensor, x: torch.Tensor, one_read: bool) -> None:
+        """Choose the launches for the readable `x` and a `dy` grouped alike."""
+        dy_view = channel_view(dy)
+        assert dy_view is not None, (dy.shape, dy.stride())
         geometry = Geometry(
-            (dy_view, view, output_view(dense)),
+            (dy_view, self._view, output_view(x)),
             x.element_size(),
-            (dense.data_ptr() | grouped.data_ptr()) & 15 == 0,
+            (x.data_ptr() | dy.data_ptr()) & 15 == 0,
         )
-        self.sums: SumsStep | ResidentBackwardStep | None = None
-        one_read = (
-            ResidentBackwardStep.arguments_for(dense, geometry) if training and need_dx else None
-        )
-        if one_read is not None:
-            self.sums = ResidentBackwardStep(dense, geometry, one_read)
-        elif need_parameters or (training and need_dx):
-            self.sums = SumsStep(dense, geometry, training)
+        self._sums: SumsStep | ResidentBackwardStep | None = None
+        arguments = ResidentBackwardStep.arguments_for(x, geometry) if one_read else None
+        if arguments is not None:
+            self._sums = ResidentBackwardStep(x, geometry, arguments)
+        elif self._need_parameters or (self._training and self._need_dx):
+            self._sums = SumsStep(x, geometry, self._training)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel
-        fused = self.sums is not None and (not training or self.sums.plan.fused)
-        self.sums_write_dx = fused and need_dx
-        self.keeps_sums = training and need_dx and not fused
-        self.input_gradient: InputGradientStep | None = None
-        if need_dx and not fused:
-            self.input_gradient = InputGradientStep(dense, geometry, training)
+        fused = self._sums is not None and (not self._training or self._sums.plan.fused)
+        self._sums_write_dx = fused and self._need_dx
+        self._keeps_sums = self._training and self._need_dx and not fused
+        self._input_gradient: InputGradientStep | None = None
+        if self._need_dx and not fused:
+            self._input_gradient = InputGradientStep(x, geometry, self._training)
+
+    def __call__(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        need_dx: bool,
+        need_dgamma: bool,
+        need_dbeta: bool,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """`batch_norm_backward` of arguments of this kind."""
+        if self._copies_x:
+            x = readable(x)[0]
+        if self._copies_dy:
+            dy = like_grouped(dy, x, self._view)
+        dx = torch.empty_like(x) if need_dx else None
+        # like a row of saved where there is no weight; both are (C,)
+        vector = saved[0] if weight is None else weight
+        dgamma = torch.empty_like(vector) if need_dgamma else None
+        dbeta = torch.empty_like(vector) if need_dbeta else None
+        try:
+            self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
+        except LaunchRefusedError as error:
+            assert self._sums is not None
+            note_fallback(self._sums.plan, error)
+            self._plan(dy, x, one_read=False)
+            self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
+        return dx, dgamma, dbeta
+
+    def _launch(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        dx: torch.Tensor | None,
+        dgamma: torch.Tensor | None,
+        dbeta: torch.Tensor | None,
+    ) -> None:
+        sums = saved.new_empty((2, self._view.n_channels)) if self._keeps_sums else None
+        if self._sums is not None:
+            written = dx if self._sums_write_dx else None
+            self._sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
+        if self._input_gradient is not None:
+            self._input_gradient(dy, x, weight, saved, sums, dx)
 
 
 class SumsStep:

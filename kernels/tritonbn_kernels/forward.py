@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tritonbn_kernels.backward import BackwardCall, backward_call
 from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
 from tritonbn_kernels.launch import (
     Launch,
@@ -16,8 +17,8 @@ from tritonbn_kernels.launch import (
 from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
-    pinned_plan,
     plan_cache,
+    plan_generation,
     plan_pointwise,
     plan_reduction,
     remember,
@@ -65,6 +66,36 @@ def batch_norm_forward(
     Raises:
         ValueError: no running statistics in eval; momentum None without num_batches_tracked.
     """
+    call = forward_call(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+    )
+    return call(x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+
+
+def forward_call(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    num_batches_tracked: torch.Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> ForwardCall:
+    """The prepared call for arguments of this kind, which may be kept and called again with
+    arguments of the same shapes, strides, dtypes, device and 16-byte alignment of `x`.
+
+    Args, Raises: as `batch_norm_forward`.
+    """
     key = (
         x.shape,
         x.stride(),
@@ -80,7 +111,7 @@ def batch_norm_forward(
         momentum is None,
         (momentum, eps) if x.dtype is torch.float64 else None,
     )
-    call = _calls.get(key)
+    call: ForwardCall | None = _calls.get(key)
     if call is None:
         if not training and (running_mean is None or running_var is None):
             raise ValueError("expected running_mean and running_var in evaluation, got None")
@@ -89,26 +120,7 @@ def batch_norm_forward(
             raise ValueError("expected num_batches_tracked with momentum None, got None")
         call = ForwardCall(x, training, cumulative, momentum, eps)
         remember(_calls, key, call)
-    if call.copies:
-        x = readable(x)[0]
-    y = torch.empty_like(x)
-    saved = x.new_empty((3, call.n_channels), dtype=call.saved_dtype)
-    if call.statistics is not None:
-        tensors = (x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked)
-        try:
-            call.statistics(*tensors, eps, momentum)
-        except LaunchRefusedError as error:
-            note_fallback(call.statistics.plan, error)
-            with pinned_plan(resident=0):
-                call = ForwardCall(x, training, call.cumulative, momentum, eps)
-            remember(_calls, key, call)
-            assert call.statistics is not None
-            call.statistics(*tensors, eps, momentum)
-        # the second launch reads what the first has saved
-        running_mean = running_var = None
-    if call.normalize is not None:
-        call.normalize(x, weight, bias, running_mean, running_var, y, saved, eps)
-    return y, saved
+    return call
 
 
 def batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,50 +136,113 @@ def batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     geometry = Geometry((view, view), x.element_size())
     step = StatisticsStep(x, geometry, SAVE_VARIANCE=True)
     saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
-    step(x, None, None, None, saved, None, None, None, 0.0, 0.0)
+    step((x, None, None, None, saved, None, None, None), 0.0, 0.0)
     return saved[0] + saved[1], saved[2]
 
 
 class ForwardCall:
-    """What does not change between forward calls of one kind: plans, launches, sizes."""
+    """A forward call of one kind: what does not change from call to call is planned once."""
 
     __slots__ = (
-        "copies",
-        "cumulative",
-        "n_channels",
-        "normalize",
-        "saved_dtype",
-        "statistics",
+        "_backwards",
+        "_copies",
+        "_cumulative",
+        "_generation",
+        "_n_channels",
+        "_normalize",
+        "_saved_dtype",
+        "_statistics",
+        "training",
     )
 
     def __init__(
         self, x: torch.Tensor, training: bool, cumulative: bool, momentum: float | None, eps: float
     ) -> None:
+        self.training = training
+        self._cumulative = cumulative
+        self._saved_dtype = accumulation_dtype(x)
+        self._backwards: dict[object, BackwardCall] = {}
+        self._generation = plan_generation[0]
+        self._statistics: StatisticsStep | ResidentForwardStep | None = None
+        self._normalize: NormalizeStep | None = None
         dense, view = readable(x)
-        self.copies = dense is not x
-        self.n_channels = view.n_channels
-        self.saved_dtype = accumulation_dtype(x)
-        self.cumulative = cumulative
-        geometry = Geometry(
-            (view, output_view(dense)), x.element_size(), dense.data_ptr() & 15 == 0
-        )
+        self._copies = dense is not x
+        self._n_channels = view.n_channels
+        self._plan(dense, momentum, eps, one_read=training)
+
+    def _plan(self, x: torch.Tensor, momentum: float | None, eps: float, one_read: bool) -> None:
+        """Choose the launches for the readable `x`."""
+        view = readable(x)[1]
+        geometry = Geometry((view, output_view(x)), x.element_size(), x.data_ptr() & 15 == 0)
+        arguments = ResidentForwardStep.arguments_for(x, geometry) if one_read else None
+        if arguments is not None:
+            self._statistics = ResidentForwardStep(x, geometry, arguments, self._cumulative)
+            return
         # Triton passes floats as fp32: fp64 takes them as constants
         wide = x.dtype is torch.float64
-        scalars = {"EPS": eps if wide else None}
-        self.statistics: StatisticsStep | ResidentForwardStep | None = None
-        self.normalize: NormalizeStep | None = None
-        one_read = ResidentForwardStep.arguments_for(dense, geometry) if training else None
-        if one_read is not None:
-            self.statistics = ResidentForwardStep(dense, geometry, one_read, cumulative)
-        elif training:
-            scalars["MOMENTUM"] = momentum if wide else None
-            self.statistics = StatisticsStep(
-                dense, geometry, CUMULATIVE=cumulative, NORMALIZE=True, **scalars
+        eps_constant = eps if wide else None
+        if self.training:
+            self._statistics = StatisticsStep(
+                x,
+                geometry,
+                CUMULATIVE=self._cumulative,
+                NORMALIZE=True,
+                EPS=eps_constant,
+                MOMENTUM=momentum if wide else None,
             )
-        if self.statistics is None or not self.statistics.plan.fused:
-            self.normalize = NormalizeStep(
-                dense, geometry, FROM_RUNNING=not training, EPS=scalars["EPS"]
+        if self._statistics is None or not self._statistics.plan.fused:
+            self._normalize = NormalizeStep(
+                x, geometry, FROM_RUNNING=not self.training, EPS=eps_constant
             )
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        num_batches_tracked: torch.Tensor | None,
+        momentum: float | None,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`batch_norm_forward` of arguments of this kind."""
+        if self._copies:
+            x = readable(x)[0]
+        y = torch.empty_like(x)
+        saved = x.new_empty((3, self._n_channels), dtype=self._saved_dtype)
+        if self._statistics is not None:
+            tensors = (x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked)
+            try:
+                self._statistics(tensors, eps, momentum)
+            except LaunchRefusedError as error:
+                note_fallback(self._statistics.plan, error)
+                self._plan(x, momentum, eps, one_read=False)
+                self._statistics(tensors, eps, momentum)
+            # the second launch reads what the first has saved
+            running_mean = running_var = None
+        if self._normalize is not None:
+            self._normalize(x, weight, bias, running_mean, running_var, y, saved, eps)
+        return y, saved
+
+    def backward(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """`batch_norm_backward` of a call with these `x` and `weight`."""
+        if self._generation != plan_generation[0]:
+            self._backwards.clear()
+            self._generation = plan_generation[0]
+        key = (dy.stride(), needs, dy.data_ptr() & 15 == 0)
+        call = self._backwards.get(key)
+        if call is None:
+            call = backward_call(dy, x, weight, self.training, needs)
+            remember(self._backwards, key, call)
+        return call(dy, x, weight, saved, *needs)
 
 
 class StatisticsStep:
@@ -206,30 +281,21 @@ class StatisticsStep:
         self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        y: torch.Tensor | None,
-        saved: torch.Tensor,
-        running_mean: torch.Tensor | None,
-        running_var: torch.Tensor | None,
-        tracked: torch.Tensor | None,
-        eps: float,
-        momentum: float | None,
+        self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
     ) -> None:
-        partials = saved.new_empty(self._partials) if self._partials else None
-        arrivals = None
+        """Launch with x, weight, bias, y, saved, running_mean, running_var and tracked."""
+        partials = arrivals = None
         if self._counters:
+            x, saved = tensors[0], tensors[4]
+            assert x is not None and saved is not None
+            if self._partials:
+                partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(statistics_kernel, x, self._counters)
         self._launch(
-            (
-                *(x, weight, bias),
-                *(y, saved, running_mean, running_var, tracked, partials, arrivals),
-            ),
+            (*tensors, partials, arrivals),
             self._count,
-            float(eps),
-            0.0 if momentum is None else float(momentum),
+            eps,
+            0.0 if momentum is None else momentum,
         )
 
 
@@ -268,4 +334,4 @@ class NormalizeStep:
         saved: torch.Tensor,
         eps: float,
     ) -> None:
-        self._launch((x, weight, bias, running_mean, running_var, y, saved), float(eps))
+        self._launch((x, weight, bias, running_mean, running_var, y, saved), eps)

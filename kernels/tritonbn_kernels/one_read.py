@@ -149,33 +149,24 @@ class ResidentForwardStep:
         return _arguments(resident_forward_kernel, narrow_forward_kernel, x, geometry, streams=1)
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        y: torch.Tensor | None,
-        saved: torch.Tensor,
-        running_mean: torch.Tensor | None,
-        running_var: torch.Tensor | None,
-        tracked: torch.Tensor | None,
-        eps: float,
-        momentum: float | None,
+        self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
     ) -> None:
+        """Launch with x, weight, bias, y, saved, running_mean, running_var and tracked."""
         partials = arrivals = barriers = None
-        if self._partials:
-            partials = saved.new_empty(self._partials)
-            blocks = self.plan.blocks(saved.shape[1])
-            barriers = barrier_counters(self._kernel, x, blocks)
-        if self._counters:
-            arrivals = arrival_counters(self._kernel, x, self._counters)
+        if self._partials or self._counters:
+            x, saved = tensors[0], tensors[4]
+            assert x is not None and saved is not None
+            if self._partials:
+                partials = saved.new_empty(self._partials)
+                blocks = self.plan.blocks(saved.shape[1])
+                barriers = barrier_counters(self._kernel, x, blocks)
+            if self._counters:
+                arrivals = arrival_counters(self._kernel, x, self._counters)
         self._launch(
-            (
-                *(x, weight, bias, y, saved, running_mean, running_var, tracked),
-                *(partials, arrivals, barriers),
-            ),
+            (*tensors, partials, arrivals, barriers),
             self._count,
-            float(eps),
-            0.0 if momentum is None else float(momentum),
+            eps,
+            0.0 if momentum is None else momentum,
         )
 
 

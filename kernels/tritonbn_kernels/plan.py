@@ -233,8 +233,13 @@ def remember(cache: dict[Any, Any], key: Any, value: Any) -> None:
     cache[key] = value
 
 
+# one entry, raised whenever plans may have changed: what keeps plans elsewhere compares it
+plan_generation = [0]
+
+
 def clear_plan_caches() -> None:
     """Forget everything derived from plans."""
+    plan_generation[0] += 1
     for cache in _caches:
         cache.clear()
 

@@ -1,0 +1,114 @@
+"""The last call of each layer, ready to be made again.
+
+A layer in a training loop is called with the same parameters and a new input of the same kind.
+What checking the arguments and choosing the launches found the last time holds as long as the
+tensors are the same objects over the same memory and nobody watches or transforms the call: that
+is asked, and nothing else. It spares a small layer several microseconds a call, so this file is
+written for speed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from tritonbn_kernels import forward_call, plan_cache
+
+from ._operators import run
+
+__all__ = ["again", "keep"]
+
+_Taken = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+# by the layer's id, which the weak reference in the entry confirms; emptied whenever plans may
+# change. an entry is what `keep` puts there
+_last_calls: dict[int, tuple[Any, ...]] = plan_cache()
+_STRIDED = torch.strided
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
+
+
+def again(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """The layer's output if its last call can be made again for `x`, else None."""
+    if torch.compiler.is_compiling():
+        return None
+    last = _last_calls.get(id(layer))
+    if last is None:
+        return None
+    owner, kind, settings, vectors, memories, device, arguments = last
+    for vector, address, numel, dtype in memories:
+        if vector.data_ptr() != address or vector.numel() != numel or vector.dtype is not dtype:
+            return None
+    own = layer.__dict__
+    parameters, buffers = own["_parameters"], own["_buffers"]
+    weight, bias, running_mean, running_var = vectors
+    if (
+        # first what makes a look at the memory of x an error
+        type(x) is Tensor
+        and not _functorch_active()
+        and x.layout is _STRIDED
+        and x.device == device
+        and (x.shape, x.stride(), x.dtype, x.data_ptr() & 15) == kind
+        and owner() is layer
+        and (own["training"], own["momentum"], own["eps"], own["track_running_stats"]) == settings
+        and parameters.get("weight") is weight
+        and parameters.get("bias") is bias
+        and buffers.get("running_mean") is running_mean
+        and buffers.get("running_var") is running_var
+        and buffers.get("num_batches_tracked") is arguments[-1]
+        and forward_ad._current_level < 0
+        and not _dispatch_modes()
+        and _tracing_state() is None
+    ):
+        call, (gamma, beta, mean, var, tracked), momentum, eps, _ = arguments
+        return run(call, x, gamma, beta, mean, var, tracked, momentum, eps)
+    return None
+
+
+def keep(
+    layer: nn.Module,
+    x: Tensor,
+    taken: _Taken,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> None:
+    """Keep the call that the kernels have just made for a layer.
+
+    Args:
+        x: the layer's input.
+        taken: weight, bias, running_mean, running_var and num_batches_tracked as the kernels took
+            them, with `training`, `momentum` and `eps`; the layer may own others besides.
+    """
+    own = layer.__dict__
+    parameters, buffers = own["_parameters"], own["_buffers"]
+    vectors = (
+        parameters.get("weight"),
+        parameters.get("bias"),
+        buffers.get("running_mean"),
+        buffers.get("running_var"),
+    )
+    # a parametrised layer makes its tensors anew for every call, and a strided one a dense copy
+    if any(one is not None and all(one is not held for held in vectors) for one in taken[:4]):
+        return
+    number = id(layer)
+    _last_calls[number] = (
+        weakref.ref(layer, lambda _: _last_calls.pop(number, None)),
+        (x.shape, x.stride(), x.dtype, x.data_ptr() & 15),
+        (own["training"], own["momentum"], own["eps"], own["track_running_stats"]),
+        vectors,
+        tuple((one, one.data_ptr(), one.numel(), one.dtype) for one in vectors if one is not None),
+        x.device,
+        (
+            forward_call(x, *taken, training, momentum, eps),
+            taken,
+            momentum,
+            eps,
+            buffers.get("num_batches_tracked"),
+        ),
+    )
