@@ -158,6 +158,7 @@ def test_one_value_per_channel_still_raises() -> None:
         layer(torch.randn(1, 4, 1, 1, device=DEVICE))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_transformed_calls_still_go_to_torch() -> None:
     layer = _layer(track_running_stats=False)
     x = _input()
