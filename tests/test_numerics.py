@@ -1,5 +1,6 @@
 """Accuracy of the launchers against the float64 oracle, within the budgets of `tolerances`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,16 @@ FAMILIES = parameters(
         Case((4, 6, 5, 5), "channels_last", "channels last"),
     ]
 )
+
+
+@pytest.fixture(params=[1, 0], ids=["planned", "two-read"])
+def reads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The plans as made, which read channels-first tensors once, and those that read twice."""
+    with tritonbn_kernels.pinned_plan(**({} if request.param else {"resident": 0})):
+        yield
+
+
+by_one_read_and_two = pytest.mark.usefixtures("reads")
 
 
 def _gradient_of(x: Tensor) -> Tensor:
@@ -82,6 +93,7 @@ def test_large_mean_stays_within_the_budget(case: Case, ratio: float, dtype: tor
         check_backward(call, _gradient_of(call.x), training)
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("case", FAMILIES)
 def test_large_mean_costs_the_output_no_precision(case: Case, ratio: float) -> None:
@@ -99,6 +111,7 @@ def test_large_mean_costs_the_output_no_precision(case: Case, ratio: float) -> N
     assert_within("y", y, oracle.y, budget)
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 3000.0])
 @pytest.mark.parametrize("case", FAMILIES)
@@ -118,6 +131,7 @@ def test_constant_channel_is_beta(case: Case, constant: float, dtype: torch.dtyp
     assert torch.equal(y[:, 1::2], beta.expand_as(y[:, 1::2]))
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("case", FAMILIES)
 def test_statistics_survive_a_first_value_far_from_the_rest(case: Case) -> None:
     x = torch.cat([case.tensor() for _ in range(16)])
@@ -125,6 +139,7 @@ def test_statistics_survive_a_first_value_far_from_the_rest(case: Case) -> None:
     check_forward(operands(x), training=True)
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("case", FAMILIES)
 def test_gradients_survive_a_first_value_far_from_the_rest(case: Case) -> None:
     x = torch.cat([case.tensor() for _ in range(16)])
@@ -160,6 +175,7 @@ def test_eps_keeps_the_precision_of_the_input(case: Case, eps: float) -> None:
     check_backward(call, _gradient_of(x), training=True)
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("training", TRAINING)
 @pytest.mark.parametrize("given", ["both", "neither", "gamma", "beta"])
 @pytest.mark.parametrize("case", FAMILIES)
@@ -310,6 +326,7 @@ def test_sums_of_half_gradients_are_as_exact_as_in_fp32(dtype: torch.dtype, trai
     assert_within("dbeta", dbeta, oracle.dbeta, budget)
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("training", TRAINING)
 @pytest.mark.parametrize("case", FAMILIES)
@@ -343,6 +360,7 @@ def test_nan_and_infinity_spread_as_in_torch(case: Case, value: float, training:
     assert torch.equal(ours.running_var.isfinite(), torchs.running_var.isfinite())
 
 
+@by_one_read_and_two
 @pytest.mark.parametrize("case", FAMILIES)
 def test_nan_in_dy_stays_in_its_channel(case: Case) -> None:
     call = operands(case.tensor())

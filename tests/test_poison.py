@@ -11,6 +11,8 @@ from tests.checks import EPS
 from tests.inputs import DEVICE, DTYPES, INTERPRETED, values
 
 SPLIT = {"fused": 0, "splits": 3, "block_c": 2, "block_v": 32}
+GROUPS = {"resident": 1, "splits": 3, "block_c": 2, "programs": 9}
+RESULTS = {"y_ptr", "dx_ptr", "dgamma_ptr", "dbeta_ptr"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,11 +54,20 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter's launches")
-def test_outputs_and_scratch_reach_the_kernels_as_nan(handed_over: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("plan", "scratch", "counters"),
+    [
+        pytest.param(SPLIT, {"partials_ptr", "sums_ptr"}, {"arrivals_ptr"}, id="split"),
+        pytest.param(GROUPS, {"partials_ptr"}, {"barriers_ptr"}, id="groups"),
+    ],
+)
+def test_outputs_and_scratch_reach_the_kernels_as_nan(
+    plan: dict[str, int], scratch: set[str], counters: set[str], handed_over: dict[str, Tensor]
+) -> None:
     x = values((4, 5, 64), torch.float32)
     gamma, beta, mean, var = torch.rand(4, 5)
     tritonbn_kernels.clear_cache()
-    with tritonbn_kernels.pinned_plan(**SPLIT):
+    with tritonbn_kernels.pinned_plan(**plan):
         _, saved = tritonbn_kernels.batch_norm_forward(
             x, gamma, beta, mean, var, torch.tensor(0), True, 0.1, EPS
         )
@@ -70,22 +81,29 @@ def test_outputs_and_scratch_reach_the_kernels_as_nan(handed_over: dict[str, Ten
         "running_var_ptr",
         "tracked_ptr",
     }
-    assert not handed_over.pop("arrivals_ptr").any()
+    for name in counters:
+        assert not handed_over.pop(name).any()
     # zeroed above, so that backward has something to read
     handed_over.pop("saved_ptr")
     fresh = handed_over.keys() - given
-    assert fresh == {"y_ptr", "partials_ptr", "dx_ptr", "dgamma_ptr", "dbeta_ptr", "sums_ptr"}
+    assert fresh == RESULTS | scratch
     for name in fresh:
         assert handed_over[name].isnan().all(), name
     tritonbn_kernels.clear_cache()
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="looks into the interpreter's launches")
-def test_a_kernel_that_never_ran_leaves_nan_in_every_result(handed_over: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("resident", [0, 1], ids=["two-read", "one-read"])
+def test_a_kernel_that_never_ran_leaves_nan_in_every_result(
+    resident: int, handed_over: dict[str, Tensor]
+) -> None:
     x = values((4, 5, 64), torch.float32)
-    y, saved = tritonbn_kernels.batch_norm_forward(x, None, None, None, None, None, True, 0.1, EPS)
-    results: list[Tensor | None] = [y, saved, *tritonbn_kernels.batch_statistics(x)]
-    results += tritonbn_kernels.batch_norm_backward(x, x, None, saved, True, True, True, True)
+    with tritonbn_kernels.pinned_plan(resident=resident):
+        y, saved = tritonbn_kernels.batch_norm_forward(
+            x, None, None, None, None, None, True, 0.1, EPS
+        )
+        results: list[Tensor | None] = [y, saved, *tritonbn_kernels.batch_statistics(x)]
+        results += tritonbn_kernels.batch_norm_backward(x, x, None, saved, True, True, True, True)
     assert handed_over
     for result in results:
         assert result is not None and result.isnan().all()
