@@ -148,9 +148,8 @@ class ForwardCall:
         "_copies",
         "_cumulative",
         "_generation",
-        "_n_channels",
         "_normalize",
-        "_saved_dtype",
+        "_saved",
         "_statistics",
         "training",
     )
@@ -160,14 +159,14 @@ class ForwardCall:
     ) -> None:
         self.training = training
         self._cumulative = cumulative
-        self._saved_dtype = accumulation_dtype(x)
         self._backwards: dict[object, BackwardCall] = {}
         self._generation = plan_generation[0]
         self._statistics: StatisticsStep | ResidentForwardStep | None = None
         self._normalize: NormalizeStep | None = None
         dense, view = readable(x)
         self._copies = dense is not x
-        self._n_channels = view.n_channels
+        # a pattern for empty_like, half a microsecond quicker than a shape and a dtype
+        self._saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
         self._plan(dense, momentum, eps, one_read=training)
 
     def _plan(self, x: torch.Tensor, momentum: float | None, eps: float, one_read: bool) -> None:
@@ -210,7 +209,7 @@ class ForwardCall:
         if self._copies:
             x = readable(x)[0]
         y = torch.empty_like(x)
-        saved = x.new_empty((3, self._n_channels), dtype=self._saved_dtype)
+        saved = torch.empty_like(self._saved)
         if self._statistics is not None:
             tensors = (x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked)
             try:

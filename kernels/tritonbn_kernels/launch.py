@@ -109,15 +109,11 @@ class Launch:
             compiled = self._first(tensors, floats)
         else:
             compiled = self._compiled
+            pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
             bits = 0
-            pointers: list[int | None] = []
-            for tensor in tensors:
-                if tensor is None:
-                    pointers.append(None)
-                else:
-                    pointer = tensor.data_ptr()
+            for pointer in pointers:
+                if pointer is not None:
                     bits |= pointer
-                    pointers.append(pointer)
             if bits & _ALIGNMENT_MASK:
                 compiled = self._dispatch(tensors, floats)
             else:
