@@ -11,9 +11,11 @@ import torch
 from torch.nn import functional
 
 import tritonbn_kernels
-from tests.checks import EPS, check_backward, operands
+from tests.checks import EPS, check_backward, operands, torch_gradients
 from tests.held import HELD, Held, gradient_of, judge, of_both_kernels, of_every_dtype
 from tests.inputs import DEVICE, INTERPRETED, RATIOS, values
+from tests.tolerances import assert_within, sum_budget, value_budget
+from tritonbn import reference
 from tritonbn_kernels import launch, pinned_plan, record_launches
 from tritonbn_kernels.plan import DeviceProfile
 
@@ -45,6 +47,37 @@ def test_one_read_and_two_reads_keep_the_same_budget(
     with pinned_plan(resident=0), record_launches() as launches:
         judge(call, dy)
     assert [launch.kernel for launch in launches] == ["statistics_kernel", "gradients_kernel"]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@of_both_kernels
+def test_large_mean_costs_no_precision(held: Held, ratio: float) -> None:
+    # the budget is torch's on the same deviations about zero: a large mean buys nothing
+    call = operands(values(held.shape, torch.float32, ratio))
+    dy = gradient_of(call.x)
+    with held.plan():
+        y, saved = tritonbn_kernels.batch_norm_forward(
+            call.x, call.gamma, call.beta, None, None, None, True, 0.1, EPS
+        )
+        dx, dgamma, _ = tritonbn_kernels.batch_norm_backward(
+            dy, call.x, call.gamma, saved, True, True, True, True
+        )
+    shape = (1, -1, *[1] * (call.x.dim() - 2))
+    exact = call.oracle(True)
+    oracle = reference.backward(dy, call.x, call.gamma, exact.mean, exact.inv_std, True)
+    centred = replace(call, x=(call.x.double() - exact.mean.view(shape)).float())
+    torch_y = functional.batch_norm(centred.x, None, None, call.gamma, call.beta, True)
+    torchs = torch_gradients(centred, dy, True)
+    about_zero = centred.oracle(True)
+    theirs = reference.backward(
+        dy, centred.x, call.gamma, about_zero.mean, about_zero.inv_std, True
+    )
+    assert dx is not None and dgamma is not None
+    assert_within("y", y, exact.y, value_budget(about_zero.y, torch_y, y.dtype))
+    assert_within("dx", dx, oracle.dx, value_budget(theirs.dx, torchs.dx, dx.dtype))
+    terms = dy.double() * (call.x.double() - exact.mean.view(shape)) * exact.inv_std.view(shape)
+    budget = sum_budget(theirs.dgamma, torchs.dgamma, dgamma.dtype, terms, dy.dtype)
+    assert_within("dgamma", dgamma, oracle.dgamma, budget)
 
 
 def test_cases_reach_one_and_several_pieces_in_both_passes() -> None:
