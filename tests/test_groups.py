@@ -79,8 +79,8 @@ def _image(x: Tensor, place: float) -> Tensor:
     return x[int(place * x.shape[0]) if place >= 0 else -1]
 
 
-# and 100 in test_schedules.py
-@pytest.mark.parametrize("ratio", [RATIOS[0], *RATIOS[2:]])
+# 100 is in test_schedules.py
+@pytest.mark.parametrize("ratio", RATIOS[2:])
 @of_every_dtype
 @of_every_group
 def test_groups_keep_the_budget(group: Group, dtype: torch.dtype, ratio: float) -> None:
