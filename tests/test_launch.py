@@ -8,6 +8,10 @@ import torch
 
 from tritonbn_kernels import batch_norm_backward, batch_norm_forward, clear_cache, launch
 from tritonbn_kernels.launch import Launch, record_launches
+from tritonbn_kernels.plan import REGISTER_CAP, DeviceProfile
+
+# what every kernel is compiled with
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": REGISTER_CAP}
 
 
 class _Compiled:
@@ -52,6 +56,7 @@ class _Driver:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> _Kernel:
     monkeypatch.setattr(launch, "interpreted", lambda kernel: False)
     monkeypatch.setattr(launch, "triton_driver", _Driver)
+    monkeypatch.setattr(launch, "device_profile", lambda kernel, device: DeviceProfile(1))
     return _Kernel()
 
 
@@ -64,7 +69,7 @@ def test_second_call_runs_the_compiled_kernel_with_raw_pointers(kernel: _Kernel)
     launched((x, None), 0.5)
     launched((x, None), 0.25)
     assert kernel.dispatched == [
-        ((12, 1, 1), (x, None, 3, 0.5), {"BLOCK": 64, "FLAG": True, "num_warps": 4})
+        ((12, 1, 1), (x, None, 3, 0.5), {"BLOCK": 64, "FLAG": True, "num_warps": 4, **OPTIONS})
     ]
     [run] = kernel.compiled.runs
     assert run == (

@@ -20,7 +20,7 @@ import torch
 from triton.runtime import JITFunction
 from triton.runtime import driver as triton_driver
 
-from tritonbn_kernels.plan import INTERPRETER, DeviceProfile
+from tritonbn_kernels.plan import INTERPRETER, REGISTER_CAP, DeviceProfile
 
 _ALIGNMENT_MASK = 15
 # counters that a launch may need: one a channel block, one for the launch
@@ -94,7 +94,7 @@ class Launch:
         self.grid = (programs, 1, 1)
         self.constants = constants
         self.num_warps = num_warps
-        self.options = options or {}
+        self.options = {**compiler_options(kernel, device), **(options or {})}
         self._device = device
         self._integers = integers
         self._values = tuple(constants.values())
@@ -205,6 +205,15 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
             reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
         )
     return profile
+
+
+def compiler_options(kernel: Any, device: int) -> dict[str, object]:
+    """What every launch is compiled with; the compilers' own defaults differ by version."""
+    options: dict[str, object] = {"enable_fp_fusion": True}
+    # AMD's compiler knows no such option
+    if device_profile(kernel, device).assembly:
+        options["maxnreg"] = REGISTER_CAP
+    return options
 
 
 def note_fallback(plan: object, error: Exception) -> None:

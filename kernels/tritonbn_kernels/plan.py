@@ -24,6 +24,10 @@ ACCESS_BYTES = 16
 # elements of one tile by itemsize. modelled: 32 (16, 8) elements a thread with 4 warps leave
 # registers for two accumulators an element without spilling
 TILE_ELEMENTS = {2: 4096, 4: 2048, 8: 1024}
+# registers a thread that a launch may take which asks for no other number: three programs of four
+# warps on an SM. compiled: no two-read kernel needs more. without a number ptxas aims at occupancy
+# by itself and spills 8 to 32 bytes of fp64 kernels to get there (sm_80, sm_90, sm_100)
+REGISTER_CAP = 168
 # bytes of one row of a channels-last tile. modelled: four 32-byte sectors, one full DRAM burst pair
 ROW_BYTES = 128
 # programs in flight per SM that a reduction aims at. modelled: 4 programs of 4 warps at 128
