@@ -314,7 +314,7 @@ def test_pinned_fields_are_taken_by_wide_plans() -> None:
     with pinned_plan(resident=1, **pins):
         plan = plan_resident(view, 4, INTERPRETER, 4, 1)
     # 64 vectors in three members of 22
-    assert plan == ResidentPlan(2, 16, 4, 2, 3, 22, 4, 2)
+    assert plan == ResidentPlan(2, 16, 4, 2, 3, 22, 4, 2, MAX_REGISTERS)
     assert plan.in_flight == 4 / 3
     with pinned_plan(resident=1, splits=100):
         plan = plan_resident(view, 4, INTERPRETER, 4, 1)

@@ -56,7 +56,7 @@ class ResidentPlan:
     vectors_per_split: int
     programs: int
     num_warps: int
-    max_registers: int = MAX_REGISTERS
+    max_registers: int
 
     # as in a fused two-read plan no second launch follows
     fused = True
@@ -90,10 +90,14 @@ def plan_resident(
         return None
     vectors = vectors_of(view, vector)
     block_c, block_v = _tile(view, itemsize, device, vector)
+    num_warps = pinned("num_warps", warps_for(block_c * block_v * vector, itemsize))
+    # as many as the launch may have: of these warps, compiled for these registers
+    resident = device.programs(MAX_REGISTERS, num_warps)
     splits = pinned("splits", 0)
     pieces = pinned("pieces", 0)
     if not splits:
-        chosen = _share(vectors, block_v, -(-view.n_channels // block_c), device, streams)
+        blocks = -(-view.n_channels // block_c)
+        chosen = _share(vectors, block_v, blocks, resident, device, streams)
         if chosen is None:
             return None
         splits = chosen
@@ -103,7 +107,7 @@ def plan_resident(
     share = max(share, 1)
     splits = -(-vectors // share)
     items = splits * -(-view.n_channels // block_c)
-    programs = items if splits == 1 else min(items, device.programs(MAX_REGISTERS, 4))
+    programs = items if splits == 1 else min(items, resident)
     return ResidentPlan(
         block_c=block_c,
         block_v=block_v,
@@ -112,7 +116,8 @@ def plan_resident(
         splits=splits,
         vectors_per_split=share,
         programs=pinned("programs", programs),
-        num_warps=pinned("num_warps", warps_for(block_c * block_v * vector, itemsize)),
+        num_warps=num_warps,
+        max_registers=MAX_REGISTERS,
     )
 
 
@@ -140,7 +145,7 @@ def _tile(view: ChannelView, itemsize: int, device: DeviceProfile, vector: int) 
 
 
 def _share(
-    vectors: int, block_v: int, blocks: int, device: DeviceProfile, streams: int
+    vectors: int, block_v: int, blocks: int, programs: int, device: DeviceProfile, streams: int
 ) -> int | None:
     """Members per group, or None where no grid can hold a channel."""
     most = max(PIECES[streams])
@@ -148,7 +153,6 @@ def _share(
         return 1
     if not device.cooperative:
         return None
-    programs = device.programs(MAX_REGISTERS, 4)
     preferred = [
         members
         for pieces in PIECES[streams]
@@ -194,8 +198,8 @@ class NarrowPlan:
     splits: int
     rows_per_split: int
     programs: int
-    num_warps: int = NARROW_WARPS
-    max_registers: int = MAX_REGISTERS
+    num_warps: int
+    max_registers: int
 
     # as in a fused two-read plan no second launch follows
     fused = True
@@ -235,7 +239,8 @@ def plan_narrow(
     block_n = NARROW_IMAGES * device.tile_scale
     rows = view.n_outer
     blocks = -(-view.n_channels // block_channels)
-    programs = device.programs(MAX_REGISTERS, NARROW_WARPS)
+    num_warps = pinned("num_warps", NARROW_WARPS)
+    programs = device.programs(MAX_REGISTERS, num_warps)
     most = NARROW_PIECES[streams]
     splits = pinned("splits", 0)
     if not splits:
@@ -257,5 +262,6 @@ def plan_narrow(
         splits=splits,
         rows_per_split=share,
         programs=pinned("programs", items if splits == 1 else min(items, programs)),
-        num_warps=pinned("num_warps", NARROW_WARPS),
+        num_warps=num_warps,
+        max_registers=MAX_REGISTERS,
     )
