@@ -133,17 +133,19 @@ def column_moments(
         means = means + (mean,)
         # not maximum(): NaN must stay NaN
         squares = squares + (tl.where(m2 < 0.0, 0.0, m2),)
+    # one after the other: each takes as many registers as half of what is held
     shift = columns_by_channel(join_columns(firsts, PACK), n_inner, BLOCK_C, BLOCK_S)
-    mean = columns_by_channel(join_columns(means, PACK), n_inner, BLOCK_C, BLOCK_S)
-    m2 = columns_by_channel(join_columns(squares, PACK), n_inner, BLOCK_C, BLOCK_S)
     there = tl.broadcast_to((tl.arange(0, BLOCK_S) < n_inner)[None, :], (BLOCK_C, BLOCK_S))
     # the middle of the columns' shifts: amid the channel's values
     near = tl.sum(tl.where(tl.arange(0, BLOCK_S)[None, :] == 0, shift, 0.0), axis=1)
     apart = tl.where(there, shift - near[:, None], 0.0)
     pivot = near + tl.sum(apart, axis=1) / n_inner
+    mean = columns_by_channel(join_columns(means, PACK), n_inner, BLOCK_C, BLOCK_S)
     mean = tl.where(there, (shift - pivot[:, None]) + mean, 0.0)
     count = tl.where(there, rows, 0.0)
-    count, mean, m2 = merge_moments(count, mean, tl.where(there, m2, 0.0), 1)
+    count, mean, between = merge_moments(count, mean, tl.zeros_like(mean), 1)
+    m2 = columns_by_channel(join_columns(squares, PACK), n_inner, BLOCK_C, BLOCK_S)
+    m2 = between + tl.sum(tl.where(there, m2, 0.0), axis=1)
     return pivot, mean, m2
 
 
