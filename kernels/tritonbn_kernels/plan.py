@@ -28,6 +28,9 @@ TILE_ELEMENTS = {2: 4096, 4: 2048, 8: 1024}
 # warps on an SM. compiled: no two-read kernel needs more. without a number ptxas aims at occupancy
 # by itself and spills 8 to 32 bytes of fp64 kernels to get there (sm_80, sm_90, sm_100)
 REGISTER_CAP = 168
+# elements a thread where accesses are scalar, by itemsize: each keeps an address of its own, and
+# tiles are half as large. compiled: 16 of fp32 spill 44 bytes on sm_80
+SCALARS = {2: 16, 4: 8}
 # bytes of one row of a channels-last tile. modelled: four 32-byte sectors, one full DRAM burst pair
 ROW_BYTES = 128
 # programs in flight per SM that a reduction aims at. modelled: 4 programs of 4 warps at 128
@@ -129,8 +132,7 @@ def division_by(divisor: int) -> tuple[int, int]:
 def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) -> tuple[int, int]:
     """(block_c, block_v) of one tile."""
     elements = TILE_ELEMENTS[itemsize] * device.tile_scale
-    if vector == 1 and itemsize < 4:
-        # modelled: a scalar access keeps an address of its own, as large as what it loads
+    if vector == 1 and itemsize in SCALARS:
         elements //= 2
     channels = power_of_two_at_least(view.n_channels)
     if view.family == CHANNELS_FIRST:
@@ -145,11 +147,12 @@ def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) 
     return block_c, block_v
 
 
-def warps_for(elements: int, itemsize: int) -> int:
-    """Warps for a tile of so many elements."""
-    # 64 bytes a thread are four 16-byte accesses in flight; more than 16 scalars cost registers
+def warps_for(elements: int, itemsize: int, vector: int = ACCESS_BYTES) -> int:
+    """Warps for a tile of so many elements, read `vector` at a time."""
+    # 64 bytes a thread are four 16-byte accesses in flight; more than 16 elements cost registers
     by_bytes = elements * itemsize // (32 * 4 * ACCESS_BYTES)
-    return max(1, min(4, max(by_bytes, elements // (32 * 16))))
+    most = SCALARS.get(itemsize, 16) if vector == 1 else 16
+    return max(1, min(4, max(by_bytes, elements // (32 * most))))
 
 
 def _plan(
@@ -178,7 +181,7 @@ def _plan(
         vector=vector,
         splits=-(-vectors // vectors_per_split),
         vectors_per_split=vectors_per_split,
-        num_warps=pinned("num_warps", warps_for(block_c * block_v * lanes, itemsize)),
+        num_warps=pinned("num_warps", warps_for(block_c * block_v * lanes, itemsize, vector)),
     )
 
 
