@@ -35,7 +35,7 @@ PURE_PYTHON = {"kernels/tritonbn_kernels/plan.py", "kernels/tritonbn_kernels/tra
 AUTOGRAD_FILES = {
     "tritonbn/_operators.py",
     "tritonbn/functional.py",
-    "tritonbn/_validation.py",
+    "tritonbn/_layer_calls.py",
 }
 # written in pieces, or this file would break its own rule
 FORBIDDEN_TEXT = {

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,7 +98,12 @@ def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Pat
 def test_an_interrupted_run_keeps_its_figures_and_goes_on(tmp_path: Path) -> None:
     arguments = ["run", "--quick", "--only", "accuracy", "--out", str(tmp_path), "--resume"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *arguments],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs deaf to it, and so would this test be
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     # the JSON appears with the first figures
     deadline = time.monotonic() + 60

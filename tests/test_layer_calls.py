@@ -191,6 +191,42 @@ def test_kept_calls_travel_with_no_copy_and_die_with_the_layer() -> None:
     assert number not in _layer_calls._last_calls
 
 
+def test_statistics_that_require_a_gradient_still_raise() -> None:
+    layer = _layer()
+    layer(_input())
+    assert layer.running_mean is not None
+    layer.running_mean.requires_grad_()
+    with pytest.raises(RuntimeError, match="is not differentiable"):
+        layer(_input())
+
+
+def test_a_count_of_another_dtype_is_counted_by_torch() -> None:
+    layer = _layer()
+    layer(_input())
+    layer.num_batches_tracked = torch.tensor(1, dtype=torch.int32, device=DEVICE)
+    with record_launches() as launches:
+        layer(_input())
+    assert launches == []
+    assert layer.num_batches_tracked == 2
+
+
+def test_settings_may_be_properties_of_a_subclass() -> None:
+    class Scheduled(tritonbn.BatchNorm2d):
+        @property
+        def momentum(self) -> float:
+            return 0.25
+
+        @momentum.setter
+        def momentum(self, value: float) -> None:
+            del value
+
+    layer = Scheduled(4).to(DEVICE)
+    for _ in range(2):
+        layer(torch.ones(3, 4, 2, 2, device=DEVICE))
+    assert layer.running_mean is not None
+    torch.testing.assert_close(layer.running_mean, torch.full((4,), 1 - 0.75**2, device=DEVICE))
+
+
 def test_reverted_layers_run_torch() -> None:
     layer = _layer()
     layer(_input())

@@ -61,6 +61,8 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         and buffers.get("running_mean") is running_mean
         and buffers.get("running_var") is running_var
         and buffers.get("num_batches_tracked") is arguments[-1]
+        and not (running_mean is not None and running_mean.requires_grad)
+        and not (running_var is not None and running_var.requires_grad)
         and forward_ad._current_level < 0
         and not _dispatch_modes()
         and _tracing_state() is None
@@ -86,6 +88,9 @@ def keep(
             them, with `training`, `momentum` and `eps`; the layer may own others besides.
     """
     own = layer.__dict__
+    # a subclass may have made a property of one
+    if not own.keys() >= {"training", "momentum", "eps", "track_running_stats"}:
+        return
     parameters, buffers = own["_parameters"], own["_buffers"]
     vectors = (
         parameters.get("weight"),
@@ -96,19 +101,24 @@ def keep(
     # a parametrised layer makes its tensors anew for every call, and a strided one a dense copy
     if any(one is not None and all(one is not held for held in vectors) for one in taken[:4]):
         return
+    tracked = buffers.get("num_batches_tracked")
     number = id(layer)
     _last_calls[number] = (
         weakref.ref(layer, lambda _: _last_calls.pop(number, None)),
         (x.shape, x.stride(), x.dtype, x.data_ptr() & 15),
         (own["training"], own["momentum"], own["eps"], own["track_running_stats"]),
         vectors,
-        tuple((one, one.data_ptr(), one.numel(), one.dtype) for one in vectors if one is not None),
+        tuple(
+            (one, one.data_ptr(), one.numel(), one.dtype)
+            for one in (*vectors, tracked)
+            if one is not None
+        ),
         x.device,
         (
             forward_call(x, *taken, training, momentum, eps),
             taken,
             momentum,
             eps,
-            buffers.get("num_batches_tracked"),
+            tracked,
         ),
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import tritonbn_kernels as kernels
 from tritonbn_kernels import ForwardCall
@@ -167,6 +168,15 @@ class _BatchNormFunction(torch.autograd.Function):
         return dx, dgamma, dbeta, None
 
 
+def _transformed(dy: Tensor) -> bool:
+    """Whether a gradient is batched or carries a tangent: no memory for a kernel to read."""
+    return bool(
+        forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(dy)
+        or torch._C._functorch.is_batchedtensor(dy)
+    )
+
+
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dgamma and dbeta, those that autograd asks for.
 
@@ -178,7 +188,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
     dx: Tensor | None
     dgamma: Tensor | None
     dbeta: Tensor | None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or _transformed(dy):
         dx, dgamma, dbeta = _differentiable_backward(dy, x, weight, saved, training, eps, needs)
     elif through_dispatcher():
         dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, training, *needs)
@@ -328,8 +338,13 @@ def batch_norm(
         else:
             y, _ = _eval_op(*tensors[:5], eps)
         return y
-    call = kernels.forward_call(*tensors, training, momentum, eps)
+    call = _on_device(x, kernels.forward_call, *tensors, training, momentum, eps)
     return run(call, *tensors, momentum, eps)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`tritonbn_kernels.batch_statistics` with the device of `x` current."""
+    return _on_device(x, kernels.batch_statistics, x)
 
 
 def run(

@@ -55,6 +55,12 @@ def accepts(
     elif not eps > 0.0 and not (eps == 0.0 and eps_zero_in_eval()):
         return False
     dtype, device = x.dtype, x.device
+    if num_batches_tracked is not None and (
+        num_batches_tracked.dtype is not torch.int64
+        or num_batches_tracked.numel() != 1
+        or num_batches_tracked.device != device
+    ):
+        return False
     # written out: a generator or a helper would cost every call a microsecond
     for vector in (weight, bias, running_mean, running_var):
         if vector is None:
@@ -62,6 +68,7 @@ def accepts(
         kind = vector.dtype
         if (
             vector.numel() != n_channels
+            or vector.dim() != 1
             or (kind is not dtype and (kind is not torch.float32 or dtype is torch.float64))
             or vector.device != device
             or (type(vector) not in _PLAIN_TENSORS and not torch.compiler.is_compiling())

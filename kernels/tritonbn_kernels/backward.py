@@ -96,12 +96,9 @@ class BackwardCall:
     __slots__ = (
         "_copies_dy",
         "_copies_x",
-        "_input_gradient",
-        "_keeps_sums",
         "_need_dx",
         "_need_parameters",
-        "_sums",
-        "_sums_write_dx",
+        "_steps",
         "_training",
         "_view",
     )
@@ -132,19 +129,20 @@ class BackwardCall:
             x.element_size(),
             (x.data_ptr() | dy.data_ptr()) & 15 == 0,
         )
-        self._sums: SumsStep | ResidentBackwardStep | None = None
+        sums: SumsStep | ResidentBackwardStep | None = None
         arguments = ResidentBackwardStep.arguments_for(x, geometry) if one_read else None
         if arguments is not None:
-            self._sums = ResidentBackwardStep(x, geometry, arguments)
+            sums = ResidentBackwardStep(x, geometry, arguments)
         elif self._need_parameters or (self._training and self._need_dx):
-            self._sums = SumsStep(x, geometry, self._training)
+            sums = SumsStep(x, geometry, self._training)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel
-        fused = self._sums is not None and (not self._training or self._sums.plan.fused)
-        self._sums_write_dx = fused and self._need_dx
-        self._keeps_sums = self._training and self._need_dx and not fused
-        self._input_gradient: InputGradientStep | None = None
+        fused = sums is not None and (not self._training or sums.plan.fused)
+        input_gradient = None
         if self._need_dx and not fused:
-            self._input_gradient = InputGradientStep(x, geometry, self._training)
+            input_gradient = InputGradientStep(x, geometry, self._training)
+        keeps_sums = self._training and self._need_dx and not fused
+        # at once: another thread may be calling
+        self._steps = (sums, fused and self._need_dx, keeps_sums, input_gradient)
 
     def __call__(
         self,
@@ -169,9 +167,10 @@ class BackwardCall:
         try:
             self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
         except LaunchRefusedError as error:
-            assert self._sums is not None
-            note_fallback(self._sums.plan, error)
+            refused = self._steps[0]
+            assert refused is not None
             self._plan(dy, x, one_read=False)
+            note_fallback(refused.plan, error)
             self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
         return dx, dgamma, dbeta
 
@@ -185,18 +184,19 @@ class BackwardCall:
         dgamma: torch.Tensor | None,
         dbeta: torch.Tensor | None,
     ) -> None:
-        sums = saved.new_empty((2, self._view.n_channels)) if self._keeps_sums else None
-        if self._sums is not None:
-            written = dx if self._sums_write_dx else None
-            self._sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
-        if self._input_gradient is not None:
-            self._input_gradient(dy, x, weight, saved, sums, dx)
+        make_sums, sums_write_dx, keeps_sums, input_gradient = self._steps
+        sums = saved.new_empty((2, self._view.n_channels)) if keeps_sums else None
+        if make_sums is not None:
+            written = dx if sums_write_dx else None
+            make_sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
+        if input_gradient is not None:
+            input_gradient(dy, x, weight, saved, sums, dx)
 
 
 class SumsStep:
     """One planned launch of the gradients kernel."""
 
-    __slots__ = ("_count", "_counters", "_launch", "_partials", "plan")
+    __slots__ = ("_counters", "_launch", "_partials", "plan")
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, training: bool) -> None:
         device = device_index(gradients_kernel, x)
@@ -214,11 +214,13 @@ class SumsStep:
             gradients_kernel,
             device,
             self.plan.grid(view.n_channels),
-            (*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+            (
+                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+                view.count,
+            ),
             constants,
             self.plan.num_warps,
         )
-        self._count = float(view.count)
         self._partials = self.plan.splits * 2 * view.n_channels if split else 0
         self._counters = 1 + self.plan.blocks(view.n_channels) if split else 0
 
@@ -237,9 +239,7 @@ class SumsStep:
         if self._partials:
             partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(gradients_kernel, x, self._counters)
-        self._launch(
-            (dy, x, weight, saved, dx, dgamma, dbeta, sums, partials, arrivals), self._count
-        )
+        self._launch((dy, x, weight, saved, dx, dgamma, dbeta, sums, partials, arrivals))
 
 
 class InputGradientStep:

@@ -66,6 +66,9 @@ def batch_norm_forward(
     Raises:
         ValueError: no running statistics in eval; momentum None without num_batches_tracked.
     """
+    # Triton takes a Python int for an int
+    eps = float(eps)
+    momentum = None if momentum is None else float(momentum)
     call = forward_call(
         x,
         weight,
@@ -215,8 +218,9 @@ class ForwardCall:
             try:
                 self._statistics(tensors, eps, momentum)
             except LaunchRefusedError as error:
-                note_fallback(self._statistics.plan, error)
+                refused = self._statistics.plan
                 self._plan(x, momentum, eps, one_read=False)
+                note_fallback(refused, error)
                 self._statistics(tensors, eps, momentum)
             # the second launch reads what the first has saved
             running_mean = running_var = None
@@ -236,7 +240,8 @@ class ForwardCall:
         if self._generation != plan_generation[0]:
             self._backwards.clear()
             self._generation = plan_generation[0]
-        key = (dy.stride(), needs, dy.data_ptr() & 15 == 0)
+        # x too: hooks on saved tensors may have laid it out anew since the forward pass
+        key = (x.stride(), dy.stride(), (x.data_ptr() | dy.data_ptr()) & 15 == 0, needs)
         call = self._backwards.get(key)
         if call is None:
             call = backward_call(dy, x, weight, self.training, needs)
@@ -247,7 +252,7 @@ class ForwardCall:
 class StatisticsStep:
     """One planned launch of the statistics kernel, normalising too where the plan is fused."""
 
-    __slots__ = ("_count", "_counters", "_launch", "_partials", "plan")
+    __slots__ = ("_counters", "_launch", "_partials", "plan")
 
     def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
         device = device_index(statistics_kernel, x)
@@ -270,11 +275,13 @@ class StatisticsStep:
             statistics_kernel,
             device,
             self.plan.grid(n_channels),
-            (*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+            (
+                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
+                geometry.first.count,
+            ),
             constants,
             self.plan.num_warps,
         )
-        self._count = float(geometry.first.count)
         self._partials = self.plan.splits * 3 * n_channels if split else 0
         waits = split or constants["CUMULATIVE"]
         self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
@@ -290,12 +297,7 @@ class StatisticsStep:
             if self._partials:
                 partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(statistics_kernel, x, self._counters)
-        self._launch(
-            (*tensors, partials, arrivals),
-            self._count,
-            eps,
-            0.0 if momentum is None else momentum,
-        )
+        self._launch((*tensors, partials, arrivals), eps, 0.0 if momentum is None else momentum)
 
 
 class NormalizeStep:

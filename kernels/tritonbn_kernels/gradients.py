@@ -155,7 +155,7 @@ def finish_gradients(
 @triton.jit(do_not_specialize=[
     "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split", "splits",
     "dy_stride_outer", "dy_stride_channel", "x_stride_outer", "x_stride_channel",
-    "dx_stride_outer", "dx_stride_channel",
+    "dx_stride_outer", "dx_stride_channel", "count",
 ])
 def gradients_kernel(
     dy_ptr, x_ptr, gamma_ptr, saved_ptr,
@@ -179,6 +179,8 @@ def gradients_kernel(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, False
     )
     mask_c = offs_c < n_channels
+    # an integer up to here: a float argument would be fp32 even for fp64 data
+    count = count.to(ACCUMULATE)
     mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
     mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
     inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)

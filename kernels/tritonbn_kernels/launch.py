@@ -10,6 +10,7 @@ decide the binary.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,19 +118,22 @@ class Launch:
             if bits & _ALIGNMENT_MASK:
                 compiled = self._dispatch(tensors, floats)
             else:
-                run(
-                    *self.grid,
-                    self._stream_of(self._device),
-                    compiled.function,
-                    compiled.packed_metadata,
-                    None,
-                    None,
-                    None,
-                    *pointers,
-                    *self._integers,
-                    *floats,
-                    *self._values,
-                )
+                try:
+                    run(
+                        *self.grid,
+                        self._stream_of(self._device),
+                        compiled.function,
+                        compiled.packed_metadata,
+                        None,
+                        None,
+                        None,
+                        *pointers,
+                        *self._integers,
+                        *floats,
+                        *self._values,
+                    )
+                except RuntimeError as error:
+                    raise self._refusal(error) from error
         if _recorders:
             self._record(compiled)
 
@@ -140,8 +144,9 @@ class Launch:
         )
         if self._direct and not unaligned:
             self._compiled = compiled
-            self._run = compiled.run
             self._stream_of = triton_driver.active.get_current_stream
+            # last: another thread takes it for a sign that the others are there
+            self._run = compiled.run
         return compiled
 
     def _dispatch(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
@@ -156,9 +161,13 @@ class Launch:
                 num_warps=self.num_warps,
             )
         except RuntimeError as error:
-            if self.options.get("launch_cooperative_grid") and "cooperative" in str(error):
-                raise LaunchRefusedError(str(error)) from error
-            raise
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: RuntimeError) -> RuntimeError:
+        """What to raise: a `LaunchRefusedError` where the driver refuses a cooperative grid."""
+        if self.options.get("launch_cooperative_grid") and "cooperative" in str(error):
+            return LaunchRefusedError(str(error))
+        return error
 
     def _record(self, compiled: object | None) -> None:
         name = self.kernel.fn.__name__
@@ -198,8 +207,9 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
         cuda = target.backend == "cuda"
         profile = _profiles[device] = DeviceProfile(
             int(properties["multiprocessor_count"]),
-            # how many programs an AMD device holds at once is not known here: none waits there
-            cooperative=cuda,
+            # how many programs an AMD device holds at once is not known here, nor without a
+            # register cap: none waits there
+            cooperative=cuda and target.arch >= 80,
             assembly=cuda and target.arch >= 80,
             one_read=not os.environ.get("TRITONBN_TWO_READ"),
             reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
@@ -242,6 +252,27 @@ def barrier_counters(kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
     return _stream_counters("barriers", kernel, x, count)
 
 
+def _zeros_outside_pools(size: int, x: torch.Tensor) -> torch.Tensor:
+    """int32 zeros on the device of `x`, in no memory pool that this thread may have entered.
+
+    The warm-up of a compiler's graph trees runs eagerly inside the graph's pool, which it takes
+    for its own afterwards; what lives on must come from elsewhere. Pools are entered by thread.
+    """
+    if x.device.type != "cuda":
+        return torch.zeros(size, dtype=torch.int32, device=x.device)
+    stream = torch.cuda.current_stream(x.device)
+    made: list[torch.Tensor] = []
+
+    def make() -> None:
+        with torch.cuda.stream(stream):
+            made.append(torch.zeros(size, dtype=torch.int32, device=x.device))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0]
+
+
 def _stream_counters(name: str, kernel: Any, x: torch.Tensor, count: int) -> torch.Tensor:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=x.device)
@@ -251,7 +282,7 @@ def _stream_counters(name: str, kernel: Any, x: torch.Tensor, count: int) -> tor
     counters = _counters.get((name, x.device, stream))
     if counters is None or counters.numel() < count:
         size = max(count, _LEAST_COUNTERS)
-        counters = torch.zeros(size, dtype=torch.int32, device=x.device)
+        counters = _zeros_outside_pools(size, x)
         _counters[(name, x.device, stream)] = counters
     return counters
 

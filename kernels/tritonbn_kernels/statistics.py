@@ -187,7 +187,7 @@ def finish_statistics(
 # fmt: off
 @triton.jit(do_not_specialize=[
     "n_channels", "n_vectors", "inner_vectors", "magic", "shift", "vectors_per_split", "splits",
-    "x_stride_outer", "x_stride_channel", "y_stride_outer", "y_stride_channel",
+    "x_stride_outer", "x_stride_channel", "y_stride_outer", "y_stride_channel", "count",
 ])
 def statistics_kernel(
     x_ptr, gamma_ptr, beta_ptr,
@@ -210,6 +210,8 @@ def statistics_kernel(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, False
     )
     mask_c = offs_c < n_channels
+    # an integer up to here: a float argument would be fp32 even for fp64 data
+    count = count.to(ACCUMULATE)
     first_offsets = offs_c if CHANNELS_LAST else offs_c * (x_stride_channel * VECTOR)
     if OFFSETS_64 and not CHANNELS_LAST:
         first_offsets = offs_c.to(tl.int64) * x_stride_channel * VECTOR
