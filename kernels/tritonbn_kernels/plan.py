@@ -24,13 +24,14 @@ ACCESS_BYTES = 16
 # elements of one tile by itemsize. modelled: 32 (16, 8) elements a thread with 4 warps leave
 # registers for two accumulators an element without spilling
 TILE_ELEMENTS = {2: 4096, 4: 2048, 8: 1024}
+# at most so many, and so many a thread, where accesses are scalar: each keeps an address of its
+# own. compiled: 16 a thread spill 16 bytes of bf16 and 44 of fp32 on sm_80
+SCALAR_ELEMENTS = 1024
+THREAD_SCALARS = 8
 # registers a thread that a launch may take which asks for no other number: three programs of four
 # warps on an SM. compiled: no two-read kernel needs more. without a number ptxas aims at occupancy
 # by itself and spills 8 to 32 bytes of fp64 kernels to get there (sm_80, sm_90, sm_100)
 REGISTER_CAP = 168
-# elements a thread where accesses are scalar, by itemsize: each keeps an address of its own, and
-# tiles are half as large. compiled: 16 of fp32 spill 44 bytes on sm_80
-SCALARS = {2: 16, 4: 8}
 # bytes of one row of a channels-last tile. modelled: four 32-byte sectors, one full DRAM burst pair
 ROW_BYTES = 128
 # programs in flight per SM that a reduction aims at. modelled: 4 programs of 4 warps at 128
@@ -131,9 +132,10 @@ def division_by(divisor: int) -> tuple[int, int]:
 
 def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) -> tuple[int, int]:
     """(block_c, block_v) of one tile."""
-    elements = TILE_ELEMENTS[itemsize] * device.tile_scale
-    if vector == 1 and itemsize in SCALARS:
-        elements //= 2
+    elements = TILE_ELEMENTS[itemsize]
+    if vector == 1:
+        elements = min(elements, SCALAR_ELEMENTS)
+    elements *= device.tile_scale
     channels = power_of_two_at_least(view.n_channels)
     if view.family == CHANNELS_FIRST:
         block_v = min(power_of_two_at_least(vectors_of(view, vector)), elements // vector)
@@ -149,9 +151,9 @@ def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) 
 
 def warps_for(elements: int, itemsize: int, vector: int = ACCESS_BYTES) -> int:
     """Warps for a tile of so many elements, read `vector` at a time."""
-    # 64 bytes a thread are four 16-byte accesses in flight; more than 16 elements cost registers
+    # 64 bytes a thread are four 16-byte accesses in flight
     by_bytes = elements * itemsize // (32 * 4 * ACCESS_BYTES)
-    most = SCALARS.get(itemsize, 16) if vector == 1 else 16
+    most = THREAD_SCALARS if vector == 1 else 16
     return max(1, min(4, max(by_bytes, elements // (32 * most))))
 
 
