@@ -6,6 +6,7 @@ its own.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -14,8 +15,14 @@ from pathlib import Path
 import pytest
 
 from tritonbn_bench.static import TARGETS, Access, KernelFigures
-from tritonbn_bench.static.check import Demand, judge
-from tritonbn_bench.static.metrics import Dataflow, llvm_accesses, ptx_accesses, ptx_fp64
+from tritonbn_bench.static.check import Demand, judge, resident_programs
+from tritonbn_bench.static.metrics import (
+    Dataflow,
+    llvm_accesses,
+    ptx_accesses,
+    ptx_fp64,
+    ptx_loose_releases,
+)
 from tritonbn_bench.static.plans import cases, quick_cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +43,7 @@ def run_outside_interpreter(*arguments: str, **variables: str) -> subprocess.Com
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_plans_compile_without_fault(target: str) -> None:
     done = run_outside_interpreter("-m", "tritonbn_bench.static", "--quick", "--target", target)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,6 +68,7 @@ def verdicts(target: str) -> dict[str, list[str]]:
 
 PLANTED = [
     ("narrow_load", "load of x_ptr moves [2] bytes"),
+    ("lost_hint", "load of x_ptr moves [2] bytes"),
     ("narrow_store", "store of y_ptr moves [2] bytes"),
     ("one_narrow_pass", "load of x_ptr moves [2, 16] bytes"),
     ("double_precision", "instructions in double precision"),
@@ -83,9 +91,28 @@ def test_too_few_registers_are_reported_as_spills() -> None:
 
 
 @pytest.mark.slow
+def test_release_without_a_block_barrier_before_it_is_reported() -> None:
+    # our own kernels, and their text with the barriers taken out
+    said = verdicts("sm_90")["without_barriers"]
+    assert [kernel.split()[0] for kernel in said] == [
+        "resident_forward_kernel",
+        "resident_backward_kernel",
+    ]
+    assert all(kernel.endswith(" 0 -> 1") for kernel in said)
+
+
+@pytest.mark.slow
+def test_too_few_registers_are_worse_than_the_budget() -> None:
+    said = "\n".join(verdicts("sm_90")["with_few_registers"])
+    for kernel in ("resident_forward_kernel", "resident_backward_kernel", "gradients_kernel"):
+        assert re.search(rf"{kernel}: spill \d+ -> \d+, stack \d+ -> \d+", said), kernel
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_sound_kernel_has_no_fault(target: str) -> None:
-    assert verdicts(target)["sound"] == []
+@pytest.mark.parametrize("kernel", ["sound", "given_hint"])
+def test_sound_kernel_has_no_fault(kernel: str, target: str) -> None:
+    assert verdicts(target)[kernel] == []
 
 
 def figures(**changes: object) -> KernelFigures:
@@ -112,11 +139,13 @@ WIDE = Demand(run_bytes=6272, tensor_bytes=2**24, is_double=False)
         ({"spill_bytes": 8}, "8 bytes spilled"),
         ({"registers": 256}, "256 registers a thread"),
         ({"registers": 250}, "do not fit a multiprocessor"),
+        ({"registers": 136, "cap": 128}, "136 registers a thread, the launch allows 128"),
+        ({"loose_releases": 1}, "1 releases behind stores without bar.sync"),
         ({"shared_bytes": SM_90.shared_bytes + 1}, "bytes of shared memory"),
         ({"fp64": 1}, "double precision"),
         ({"accesses": (Access("load", "dy_ptr", 8, 4),)}, "load of dy_ptr moves [8] bytes"),
     ],
-    ids=["spill", "registers", "register-file", "shared", "fp64", "width"],
+    ids=["spill", "registers", "register-file", "cap", "release", "shared", "fp64", "width"],
 )
 def test_figure_beyond_its_limit_is_a_fault(changes: dict[str, object], sentence: str) -> None:
     num_warps = 16 if sentence.startswith("do not fit") else 4
@@ -125,6 +154,30 @@ def test_figure_beyond_its_limit_is_a_fault(changes: dict[str, object], sentence
 
 def test_sound_figures_are_no_fault() -> None:
     assert list(judge(figures(), SM_90, WIDE, 4)) == []
+
+
+def test_what_a_held_channel_spills_is_left_to_the_budget() -> None:
+    held = figures(kernel="narrow_forward_kernel", spill_bytes=64)
+    assert list(judge(held, SM_90, WIDE, 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_warps", "programs"),
+    [
+        ({"registers": 128}, 4, 4 * 132),
+        # dealt by 8 a thread: 129 take the room of 136
+        ({"registers": 129}, 4, 3 * 132),
+        ({"registers": 128}, 8, 2 * 132),
+        ({"registers": 32}, 4, 16 * 132),
+        ({"registers": 32}, 1, 32 * 132),
+        ({"registers": 32, "shared_bytes": 100_000}, 4, 2 * 132),
+    ],
+    ids=["registers", "rounded-up", "warps", "threads", "programs", "shared"],
+)
+def test_programs_at_once_are_what_the_scarcest_resource_allows(
+    changes: dict[str, object], num_warps: int, programs: int
+) -> None:
+    assert resident_programs(figures(**changes), SM_90, num_warps) == programs
 
 
 NARROW = figures(accesses=(Access("load", "x_ptr", 2, 8),))
@@ -201,6 +254,23 @@ def test_ptx_says_what_moves_how_wide() -> None:
 
 def test_ptx_double_precision_is_counted() -> None:
     assert ptx_fp64(PTX) == 1
+
+
+RELEASES = """
+	st.global.b32 	[ %rd4 + 0 ], { %r5 };
+	bar.sync 	0;
+	atom.global.gpu.release.add.u32 	%r5, [ %rd4 + 0 ], %r6;
+	ld.global.b32 	{ %r5 }, [ %rd4 + 0 ];
+	st.global.b32 	[ %rd4 + 4 ], { %r5 };
+	atom.global.gpu.relaxed.add.u32 	%r5, [ %rd4 + 0 ], %r6;
+	atom.global.gpu.acq_rel.add.u32 	%r5, [ %rd4 + 0 ], %r6;
+"""
+
+
+def test_release_behind_a_store_needs_a_barrier() -> None:
+    # the second: a relaxed atomic publishes nothing
+    assert ptx_loose_releases(RELEASES) == 1
+    assert ptx_loose_releases(RELEASES.replace("	bar.sync 	0;\n", "")) == 2
 
 
 LLVM = """

@@ -1,6 +1,9 @@
 """Judgement of compiled kernels: what must hold for every plan on every target.
 
-- no bytes spilled, no more registers or shared memory than the target has;
+- no bytes spilled by kernels that read twice (those that hold a channel have a budget of them), no
+  more registers than the launch allows, no more shared memory than the target has;
+- a cooperative grid fits on the device as it was compiled;
+- a release comes behind a block barrier;
 - accesses to tensors of data move 16 bytes a thread where consecutive bytes are a multiple of 16;
 - no double precision unless the data is;
 - no floating-point atomics: two runs must agree to the bit.
@@ -11,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from . import budget
+from .budget import DATA_ARGUMENTS
 from .driver import TARGETS, Target
 from .metrics import ATOMIC, LOAD, STORE, KernelFigures, examine
 from .plans import Case, Planned, planned_launches
 
 WIDE_BYTES = 16
-# the tensors that are read and written as a whole
-DATA_ARGUMENTS = ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr")
+# kernels that fill the registers with a channel: what they spill is bounded by the budget
+HOLDING = ("resident_", "narrow_")
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ class Row:
 
 def judge(figures: KernelFigures, target: Target, demand: Demand, num_warps: int) -> Iterator[str]:
     """Sentences against a kernel, none where it is as it must be."""
-    if figures.spill_bytes:
+    if figures.spill_bytes and not figures.kernel.startswith(HOLDING):
         yield f"{figures.spill_bytes} bytes spilled ({figures.registers} registers)"
     if figures.registers > target.registers:
         yield f"{figures.registers} registers a thread, the target has {target.registers}"
+    if figures.cap and figures.registers > figures.cap:
+        yield f"{figures.registers} registers a thread, the launch allows {figures.cap}"
+    if figures.loose_releases:
+        yield f"{figures.loose_releases} releases behind stores without bar.sync in between"
     threads = num_warps * target.warp_size
     if target.backend == "cuda" and figures.registers * threads > 65_536:
         yield f"{threads} threads of {figures.registers} registers do not fit a multiprocessor"
@@ -87,6 +96,25 @@ def _narrow_accesses(figures: KernelFigures) -> Iterator[str]:
                 yield f"{kind} of {argument} moves {widths} bytes a thread, expected {WIDE_BYTES}"
 
 
+def resident_programs(figures: KernelFigures, target: Target, num_warps: int) -> int:
+    """Programs of a CUDA binary that are on the device at once."""
+    # registers are dealt to warps by 256; each program takes 1 KB of shared memory besides its own
+    of_warp = -(-figures.registers // 8) * 8 * 32
+    limits = [65_536 // (of_warp * num_warps), 64 // num_warps, 32]
+    limits.append((target.shared_bytes + 1024) // (figures.shared_bytes + 1024))
+    return target.sm_count * min(limits)
+
+
+def too_large_grids(planned: Planned, figures: KernelFigures, target: Target) -> Iterator[str]:
+    """A sentence against a cooperative launch of more programs than fit: it would be refused."""
+    record = planned.record
+    metadata = getattr(record.compiled, "metadata", None)
+    if getattr(metadata, "launch_cooperative_grid", False):
+        fit = resident_programs(figures, target, record.num_warps)
+        if record.grid[0] > fit:
+            yield f"a cooperative grid of {record.grid[0]} programs, {fit} fit"
+
+
 def check(targets: Iterable[Target], chosen: Iterable[Case]) -> Iterator[Row]:
     """Every launch of the cases on the targets, judged."""
     chosen = list(chosen)
@@ -100,7 +128,10 @@ def check(targets: Iterable[Target], chosen: Iterable[Case]) -> Iterator[Row]:
                     # the object is kept, so that its id stays its own
                     known[id(compiled)] = compiled, examine(compiled, target)
                 figures = known[id(compiled)][1]
-                faults = judge(figures, target, demand, planned.record.num_warps)
+                faults = [
+                    *judge(figures, target, demand, planned.record.num_warps),
+                    *too_large_grids(planned, figures, target),
+                ]
                 yield Row(planned, figures, tuple(faults))
 
 
@@ -146,12 +177,28 @@ def describe(row: Row) -> str:
     return " ".join(parts)
 
 
-def run(names: Iterable[str], chosen: Iterable[Case], every_launch: bool) -> tuple[list[str], int]:
-    """(lines to print, number of launches with faults) for the cases on the targets `names`."""
+def run(
+    names: Iterable[str], chosen: Iterable[Case], every_launch: bool, update: str = ""
+) -> tuple[list[str], int]:
+    """(lines to print, number of complaints) for the cases on the targets `names`.
+
+    Complaints are launches with faults and lines that became worse than the budget of this Triton;
+    `update` ("whole" or "part") writes the budget instead of comparing with it.
+    """
     rows = list(check([TARGETS[name] for name in names], chosen))
     faulty = [row for row in rows if row.faults]
     lines = [describe(row) for row in rows] if every_launch else summary(rows)
     lines += [f"FAULT {describe(row)}" for row in faulty]
     binaries = len({id(row.figures) for row in rows})
     lines.append(f"{len(rows)} launches, {binaries} binaries, {len(faulty)} launches with faults")
-    return lines, len(faulty)
+    path, measured = budget.path_of(budget.version()), budget.measure(rows)
+    if update:
+        budget.write(path, measured, whole=update == "whole")
+        return [*lines, f"budget written to {path}"], len(faulty)
+    committed = budget.read(path)
+    if committed is None:
+        return [*lines, f"no budget for triton {budget.version()}: not compared"], len(faulty)
+    worse, other = budget.compare(committed, measured)
+    lines += [f"changed {line}" for line in other] + [f"WORSE {line}" for line in worse]
+    lines.append(f"budget of triton {budget.version()}: {len(worse)} worse, {len(other)} changed")
+    return lines, len(faulty) + len(worse)

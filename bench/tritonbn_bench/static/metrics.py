@@ -55,6 +55,10 @@ class KernelFigures:
     shared_bytes: int
     fp64: int
     accesses: tuple[Access, ...]
+    # registers that the launch allowed a thread, 0 where it said nothing
+    cap: int = 0
+    # release atomics that no block barrier keeps behind the stores before them
+    loose_releases: int = 0
 
     def widths(self, kind: str, argument: str) -> list[int]:
         """Distinct widths in bytes, ascending, of the accesses of `kind` to `argument`."""
@@ -76,6 +80,7 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         spills = _cubin_spills(compiled.asm["cubin"]) if stack else 0
         accesses = ptx_accesses(text, names)
         fp64 = ptx_fp64(text)
+        loose = ptx_loose_releases(text)
     else:
         text = compiled.asm["amdgcn"]
         registers = _noted(text, r"\.vgpr_count:\s*(\d+)")
@@ -84,6 +89,8 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         spills = 4 * _noted(text, r"\.vgpr_spill_count:\s*(\d+)")
         accesses = llvm_accesses(compiled.asm["llir"], names)
         fp64 = len(re.findall(r"^\s+v_\w*_f64", text, re.MULTILINE))
+        # no program waits for another there
+        loose = 0
     return KernelFigures(
         kernel=compiled.metadata.name,
         target=target.name,
@@ -93,6 +100,8 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         shared_bytes=compiled.metadata.shared,
         fp64=fp64,
         accesses=accesses,
+        cap=getattr(compiled.metadata, "maxnreg", None) or 0,
+        loose_releases=loose,
     )
 
 
@@ -150,6 +159,24 @@ def _ptx_statements(text: str) -> Iterator[tuple[list[str], str]]:
 def ptx_fp64(text: str) -> int:
     """Instructions that compute in, or convert from or to, double precision."""
     return sum("f64" in parts for parts, _ in _ptx_statements(text))
+
+
+def ptx_loose_releases(text: str) -> int:
+    """Releasing atomics with a store to global memory before them and no `bar.sync` in between.
+
+    One thread performs the atomic: it releases its own stores, those of the program's other threads
+    only behind a block barrier. Read in the order of the text, in which stores precede the atomic
+    that publishes them.
+    """
+    loose, stored = 0, False
+    for parts, _ in _ptx_statements(text):
+        if parts[0] == "st" and "global" in parts:
+            stored = True
+        elif parts[0] in {"bar", "barrier"}:
+            stored = False
+        elif parts[0] in {"atom", "red"} and {"release", "acq_rel"} & {*parts}:
+            loose += stored
+    return loose
 
 
 def ptx_accesses(text: str, names: list[str]) -> tuple[Access, ...]:

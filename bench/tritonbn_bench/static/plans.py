@@ -91,6 +91,11 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
     ((2, 3, 224, 224), CHANNELS_FIRST, ALL),
     # volumes, and one tile a channel
     ((2, 256, 4, 8, 8), CHANNELS_FIRST, WIDTHS),
+    # held by one program: no barrier, wide and narrow
+    ((8, 512, 28, 28), CHANNELS_FIRST, ("bf16",)),
+    ((2, 2048, 7, 7), CHANNELS_FIRST, ("bf16",)),
+    # as much as one program may hold
+    ((256, 64, 112, 112), CHANNELS_FIRST, WIDTHS),
     # less than a warp has threads
     ((2, 2, 1, 1), CHANNELS_FIRST, ("fp32",)),
     # offsets beyond 32 bits
