@@ -23,6 +23,10 @@ from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
 
 _T = TypeVar("_T")
+# bound once, for every backward pass asks them
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 _library = torch.library.Library("tritonbn", "DEF")  # type: ignore[no-untyped-call]
 # any dense layout will do: without the tag the compiler inserts copies to fixed strides
@@ -139,7 +143,7 @@ _backward_op = torch.ops.tritonbn.batch_norm_backward.default
 
 def through_dispatcher() -> bool:
     """Whether somebody is looking at operators: a compiler, or a dispatch mode."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or _dispatch_modes() > 0
 
 
 class _BatchNormFunction(torch.autograd.Function):
@@ -168,15 +172,6 @@ class _BatchNormFunction(torch.autograd.Function):
         return dx, dgamma, dbeta, None
 
 
-def _transformed(dy: Tensor) -> bool:
-    """Whether a gradient is batched or carries a tangent: no memory for a kernel to read."""
-    return bool(
-        forward_ad._current_level >= 0
-        or torch._C._functorch.is_legacy_batchedtensor(dy)
-        or torch._C._functorch.is_batchedtensor(dy)
-    )
-
-
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dgamma and dbeta, those that autograd asks for.
 
@@ -188,7 +183,13 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
     dx: Tensor | None
     dgamma: Tensor | None
     dbeta: Tensor | None
-    if torch.is_grad_enabled() or _transformed(dy):
+    if (
+        torch.is_grad_enabled()
+        # batched, or with a tangent: no memory for a kernel to read
+        or forward_ad._current_level >= 0
+        or _is_legacy_batched(dy)
+        or _is_batched(dy)
+    ):
         dx, dgamma, dbeta = _differentiable_backward(dy, x, weight, saved, training, eps, needs)
     elif through_dispatcher():
         dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, training, *needs)
