@@ -159,15 +159,9 @@ class _BatchNormFunction(torch.autograd.Function):
         rest: tuple[Any, ...],
     ) -> Tensor:
         call, running_mean, running_var, num_batches_tracked, momentum, eps = rest
-        if x.is_cuda and x.get_device() != torch.cuda.current_device():
-            y, saved = _made_on_device(
-                call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-            )
-        else:
-            # without the helper, whose call costs a small layer half a microsecond
-            y, saved = call(
-                x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-            )
+        y, saved = _made_on_device(
+            call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
+        )
         ctx.save_for_backward(x, weight, saved)
         ctx.kept = (call, call.training, eps, None if bias is None else bias.dtype)
         return y

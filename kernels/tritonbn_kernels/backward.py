@@ -164,13 +164,8 @@ class BackwardCall:
         vector = saved[0] if weight is None else weight
         dgamma = torch.empty_like(vector) if need_dgamma else None
         dbeta = torch.empty_like(vector) if need_dbeta else None
-        make_sums, sums_write_dx, _, input_gradient = self._steps
         try:
-            if make_sums is not None and input_gradient is None:
-                # one launch makes all: spared a call, for small layers
-                make_sums(dy, x, weight, saved, dx if sums_write_dx else None, dgamma, dbeta, None)
-            else:
-                self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
+            self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
         except LaunchRefusedError as error:
             refused = self._steps[0]
             assert refused is not None
