@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.checks import Operands, check_backward, check_forward
-from tests.inputs import DTYPES, values
+from tests.inputs import DTYPES, lay_out, values
 from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Held",
     "gradient_of",
     "judge",
-    "of_both_kernels",
     "of_every_dtype",
+    "of_every_kernel",
 ]
 
 _FULL = (torch.float32, torch.float16, torch.bfloat16)
@@ -38,19 +38,24 @@ class Held:
     vector: int = 16
     pins: dict[str, int] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = _FULL
+    layout: str = "contiguous"
 
     @property
     def id(self) -> str:
-        """Name of the case: `resident-n3-c5-s8x8-16B-block_v8`."""
+        """Name of the case: `resident-n3-c5-s8x8-contiguous-16B-block_v8`."""
         space = "x".join(map(str, self.shape[2:]))
         pins = "".join(f"-{name}{value}" for name, value in self.pins.items())
         n, c = self.shape[:2]
-        return f"{self.kernels}-n{n}-c{c}-s{space}-{self.vector}B{pins}"
+        return f"{self.kernels}-n{n}-c{c}-s{space}-{self.layout}-{self.vector}B{pins}"
 
     @property
     def names(self) -> list[str]:
         """The kernels of one forward and one backward launch."""
         return [f"{self.kernels}_forward_kernel", f"{self.kernels}_backward_kernel"]
+
+    def values(self, dtype: torch.dtype, ratio: float = 0.0) -> Tensor:
+        """Random values of this shape in this layout; `ratio` as for `tests.inputs.values`."""
+        return lay_out(values(self.shape, dtype, ratio), self.layout)
 
     @contextmanager
     def plan(self) -> Iterator[list[LaunchRecord]]:
@@ -66,6 +71,10 @@ class Held:
             assert not launch.constants["GROUPED"]
 
 
+_LAST = "channels_last"
+# tiles of 8 rows, of which 3 are held; 2 are read at a time
+_HYBRID = {"block_n": 8, "stream": 2, "pieces": 3}
+_HYBRID_IMAGES = {"block_n": 2, "stream": 1, "pieces": 2}
 HELD = [
     Held("resident", (3, 5, 8, 8), "NCHW in one piece, a block of channels"),
     Held("resident", (3, 5, 8, 8), "pieces: the last ragged", 16, {"block_v": 16}),
@@ -77,24 +86,47 @@ HELD = [
     Held("resident", (7, 3, 5, 3), "4 bytes: one fp32", 4, {"block_v": 64}, (torch.float32,)),
     Held("resident", (7, 3, 2, 5), "4 bytes: two halves", 4, {"block_v": 16}, HALVES),
     Held("resident", (1, 6, 4, 4), "a single image: the batch has no stride"),
-    Held("narrow", (5, 8, 7, 7), "odd planes, rows no multiple of the tile"),
-    Held("narrow", (4, 24, 5, 3), "blocks of channels", 16, {"block_c": 8}),
-    Held("narrow", (40, 24, 5), "NCL; pieces; the last block smaller", 16, {"block_c": 16}),
-    Held("narrow", (3, 16, 1, 3, 3), "NCDHW"),
-    Held("narrow", (1, 8, 7, 7), "a single image"),
-    Held("narrow", (6, 16, 2), "more channels than columns of one"),
+    Held("rows", (5, 8, 7, 7), "odd planes, rows no multiple of the tile"),
+    Held("rows", (4, 24, 5, 3), "blocks of channels", 16, {"block_c": 8}),
+    Held(
+        "rows", (40, 24, 5), "NCL; pieces; a smaller last block", 16, {"block_c": 16, "block_n": 8}
+    ),
+    Held("rows", (3, 16, 1, 3, 3), "NCDHW"),
+    Held("rows", (1, 8, 7, 7), "a single image"),
+    Held("rows", (6, 16, 2), "more channels than columns of one"),
+    Held("rows", (4, 16, 8, 8), "in one tile", layout="channels_last"),
+    Held("rows", (9, 24, 3, 5), "pieces; 24 of 32 channels", 16, {"block_n": 32}, layout=_LAST),
+    Held("rows", (9, 24, 3, 5), "a smaller last block", 16, {"block_c": 16}, layout=_LAST),
+    Held("rows", (67, 64), "(N, C)", 16, {"block_n": 16}),
+    Held("rows", (4, 8, 6), "(N, L, C) seen as (N, C, L)", 16, layout="transposed"),
+    Held("rows", (2, 6, 3, 4, 3), "8 bytes", 8, {}, (torch.float32,), "channels_last_3d"),
+    Held("rows", (2, 6, 3, 4, 3), "4 bytes", 4, {"block_n": 16}, HALVES, "channels_last_3d"),
+    Held("rows", (7, 3, 5, 3), "4 bytes: one fp32", 4, {"block_n": 64}, (torch.float32,), _LAST),
+    Held("rows", (5, 16, 7, 5), "hybrid: ragged steps", 16, _HYBRID, layout=_LAST),
+    Held("rows", (8, 16, 4, 7), "hybrid: whole steps", 16, {**_HYBRID, "pieces": 4}, layout=_LAST),
+    Held(
+        "rows",
+        (3, 16, 4, 4),
+        "hybrid: nothing to stream",
+        16,
+        {**_HYBRID, "pieces": 6},
+        layout=_LAST,
+    ),
+    Held("rows", (11, 8, 7, 7), "hybrid of images: not planned, but right", 16, _HYBRID_IMAGES),
 ]
 
 
-def _of(kernels: str, index: int = 0) -> Held:
-    return [held for held in HELD if held.kernels == kernels][index]
+def _one(why: str, kernels: str) -> Held:
+    return next(held for held in HELD if held.why.startswith(why) and held.kernels == kernels)
 
 
 _ONE_OF_EACH = [
-    pytest.param(_of("resident", 1), id="resident"),
-    pytest.param(_of("narrow", 2), id="narrow"),
+    pytest.param(_one("pieces", "resident"), id="resident"),
+    pytest.param(_one("NCL; pieces", "rows"), id="narrow"),
+    pytest.param(_one("pieces", "rows"), id="channels-last"),
+    pytest.param(_one("hybrid: ragged", "rows"), id="hybrid"),
 ]
-of_both_kernels = pytest.mark.parametrize("held", _ONE_OF_EACH)
+of_every_kernel = pytest.mark.parametrize("held", _ONE_OF_EACH)
 of_every_dtype = pytest.mark.parametrize("dtype", _DTYPES)
 
 

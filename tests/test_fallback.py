@@ -27,7 +27,7 @@ interpreted_only = pytest.mark.skipif(not INTERPRETED, reason="replaces the inte
 # by the kernels: shape and pins of groups of two
 GROUPS = [
     pytest.param((4, 3, 8, 4), {"block_c": 1, "programs": 2}, id="resident"),
-    pytest.param((4, 16, 5, 3), {"block_c": 8, "programs": 2}, id="narrow"),
+    pytest.param((4, 16, 5, 3), {"block_c": 8, "programs": 2}, id="rows"),
 ]
 REFUSAL = "Triton Error [CUDA]: too many blocks in cooperative launch"
 TWO_READS = {
@@ -75,8 +75,8 @@ def test_refused_launch_is_told_once_and_read_twice_ever_after(
     assert len(refused) == 2
     assert [record.kernel for record in launches] == 3 * TWO_READS[fused]
     forward, backward = tritonbn_kernels.fallbacks()
-    assert forward.startswith(("ResidentPlan", "NarrowPlan")) and REFUSAL in forward
-    assert backward.startswith(("ResidentPlan", "NarrowPlan")) and REFUSAL in backward
+    assert forward.startswith(("ResidentPlan", "RowsPlan")) and REFUSAL in forward
+    assert backward.startswith(("ResidentPlan", "RowsPlan")) and REFUSAL in backward
 
 
 @interpreted_only

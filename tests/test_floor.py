@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels run on the GPU 
 TOLERANCE = 0.02
 # large enough for a sector more per channel and member to be less than 2 %; the share of the last
 # member, or its last tile, is ragged
-SHAPES = {"resident": (50, 3, 16, 32), "narrow": (19, 64, 7, 7)}
+SHAPES = {"resident": (50, 3, 16, 32), "rows": (19, 64, 7, 7)}
 
 
 def _metered(kernels: str, dtype: torch.dtype) -> tuple[TrafficReport, TrafficReport]:

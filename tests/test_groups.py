@@ -16,7 +16,7 @@ import tritonbn
 import tritonbn_kernels
 from tests.checks import EPS, Operands, check_backward, check_forward, operands
 from tests.held import gradient_of, judge, of_every_dtype
-from tests.inputs import DEVICE, RATIOS, values
+from tests.inputs import DEVICE, RATIOS, lay_out, values
 from tritonbn_bench.emulated import cooperative
 from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
 
@@ -32,11 +32,17 @@ class Group:
     shape: tuple[int, ...]
     pins: dict[str, int]
     why: str
+    layout: str = "contiguous"
 
     @property
     def id(self) -> str:
         """Name of the case: `resident-groups-of-3`."""
-        return f"{self.kernels}-groups-of-{self.size}"
+        kind = "hybrid" if "stream" in self.pins else self.layout
+        return f"{self.kernels}-{kind}-groups-of-{self.size}"
+
+    def values(self, dtype: torch.dtype, ratio: float = 0.0) -> Tensor:
+        """Random values of this shape in this layout; `ratio` as for `tests.inputs.values`."""
+        return lay_out(values(self.shape, dtype, ratio), self.layout)
 
     @contextmanager
     def plan(self, seed: int = 1) -> Iterator[list[LaunchRecord]]:
@@ -60,14 +66,37 @@ GROUPS = [
         "pieces, the last ragged; channels no multiple of the block; some own two items",
     ),
     Group("resident", 8, (4, 2, 8, 8), {"block_c": 2, "programs": 8}, "one group in flight"),
-    Group("narrow", 2, (5, 16, 5, 3), {"block_c": 8, "programs": 3}, "a shorter last member"),
-    Group("narrow", 3, (50, 40, 3), {"block_c": 16, "programs": 5}, "pieces; a smaller block"),
-    Group("narrow", 8, (15, 8, 5, 3), {"block_c": 8, "programs": 8}, "one group in flight"),
+    Group("rows", 2, (5, 16, 5, 3), {"block_c": 8, "programs": 3}, "a shorter last member"),
+    Group(
+        "rows",
+        3,
+        (50, 40, 3),
+        {"block_c": 16, "block_n": 8, "programs": 5},
+        "pieces; a smaller block",
+    ),
+    Group("rows", 8, (15, 8, 5, 3), {"block_c": 8, "programs": 8}, "one group in flight"),
+    Group(
+        "rows",
+        3,
+        (7, 24, 3, 5),
+        {"block_c": 8, "block_n": 16, "programs": 5},
+        "pieces; ragged tiles; some own two items",
+        "channels_last",
+    ),
+    Group("rows", 8, (61, 16), {"programs": 8, "block_n": 4}, "(N, C): one group in flight"),
+    Group(
+        "rows",
+        3,
+        (7, 16, 5, 5),
+        {"block_c": 8, "block_n": 8, "pieces": 2, "stream": 2, "programs": 5},
+        "a part is read twice; ragged steps; some own two items",
+        "channels_last",
+    ),
 ]
 of_every_group = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in GROUPS])
 # three members: the one whose values are out of the ordinary can be first, amid or last
-of_both_kernels = pytest.mark.parametrize(
-    "group", [pytest.param(GROUPS[i], id=GROUPS[i].id) for i in (1, 4)]
+of_every_kernel = pytest.mark.parametrize(
+    "group", [pytest.param(g, id=g.id) for g in GROUPS if g.size == 3]
 )
 PLACES = [
     pytest.param(place, id=name) for name, place in (("first", 0), ("amid", 0.5), ("last", -1))
@@ -84,7 +113,7 @@ def _image(x: Tensor, place: float) -> Tensor:
 @of_every_dtype
 @of_every_group
 def test_groups_keep_the_budget(group: Group, dtype: torch.dtype, ratio: float) -> None:
-    call = operands(values(group.shape, dtype, ratio))
+    call = operands(group.values(dtype, ratio))
     with group.plan() as launches:
         judge(call, gradient_of(call.x))
     assert [launch.kernel for launch in launches] == [
@@ -96,47 +125,47 @@ def test_groups_keep_the_budget(group: Group, dtype: torch.dtype, ratio: float) 
 def test_cases_reach_one_and_several_pieces() -> None:
     reached = set()
     for group in GROUPS:
-        call = operands(values(group.shape, torch.float32))
+        call = operands(group.values(torch.float32))
         with group.plan() as launches:
             judge(call, gradient_of(call.x))
         reached |= {(launch.kernel, launch.constants["PIECES"] != 1) for launch in launches}
     assert {name for name, several in reached if several} == {
         f"{kernels}_{which}_kernel"
-        for kernels in ("resident", "narrow")
+        for kernels in ("resident", "rows")
         for which in ("forward", "backward")
     }
     assert len(reached) == 8
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 @pytest.mark.parametrize("place", PLACES)
 def test_value_far_from_the_rest_keeps_the_budget(
     group: Group, dtype: torch.dtype, place: float
 ) -> None:
-    x = values(group.shape, dtype)
+    x = group.values(dtype)
     _image(x, place).flatten(1)[:, 0] = -3e4
     call = operands(x)
     with group.plan():
         judge(call, gradient_of(x))
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 def test_members_of_different_means_keep_the_budget(group: Group, dtype: torch.dtype) -> None:
     # what each member deviates from is far from what the channel deviates from
-    x = values(group.shape, dtype)
+    x = group.values(dtype)
     x += torch.linspace(-50, 50, x.shape[0]).view(-1, *[1] * (x.dim() - 1)).to(x)
     call = operands(x)
     with group.plan():
         judge(call, gradient_of(x))
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 @pytest.mark.parametrize("constant", [0.1, 3000.0])
 def test_constant_channel_is_beta(group: Group, dtype: torch.dtype, constant: float) -> None:
-    x = values(group.shape, dtype)
+    x = group.values(dtype)
     x[:, 1::2] = constant
     call = operands(x)
     with group.plan():
@@ -150,13 +179,13 @@ def test_constant_channel_is_beta(group: Group, dtype: torch.dtype, constant: fl
     assert torch.equal(y[:, 1::2], beta.expand_as(y[:, 1::2]))
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", PLACES)
 def test_nan_and_infinity_reach_every_member(group: Group, value: float, place: float) -> None:
-    x = values(group.shape, torch.float32)
+    x = group.values(torch.float32)
     _image(x, place)[2].flatten()[-1] = value
-    call = operands(values(group.shape, torch.float32))
+    call = operands(group.values(torch.float32))
     ours = call.copy()
     dy = gradient_of(x)
     with group.plan():
@@ -179,22 +208,22 @@ def test_nan_and_infinity_reach_every_member(group: Group, value: float, place: 
     assert ours.running_var[2].isnan() and ours.running_var[others].isfinite().all()
 
 
-@of_both_kernels
+@of_every_kernel
 def test_half_statistics_and_missing_parameters_keep_the_budget(group: Group) -> None:
-    half = operands(values(group.shape, torch.float16), torch.float16, torch.float16)
+    half = operands(group.values(torch.float16), torch.float16, torch.float16)
     with group.plan():
         judge(half, gradient_of(half.x))
         judge(replace(half, gamma=None, beta=None), gradient_of(half.x))
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize(
     "need",
     [(True, False, False), (True, True, False), (True, False, True)],
     ids=["dx", "dx-dgamma", "dx-dbeta"],
 )
 def test_only_the_gradients_asked_for_are_made(group: Group, need: tuple[bool, ...]) -> None:
-    call = operands(values(group.shape, torch.float32))
+    call = operands(group.values(torch.float32))
     need_dx, need_dgamma, need_dbeta = need
     with group.plan():
         check_backward(
@@ -207,17 +236,17 @@ def test_only_the_gradients_asked_for_are_made(group: Group, need: tuple[bool, .
         )
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize("seed", range(4))
 def test_every_group_reads_the_count_before_it_is_written(group: Group, seed: int) -> None:
-    call = replace(operands(values(group.shape, torch.float32)), momentum=None)
+    call = replace(operands(group.values(torch.float32)), momentum=None)
     with group.plan(seed):
         check_forward(call, training=True, tracked=2)
 
 
 @of_every_group
 def test_schedule_and_repetition_change_no_bit(group: Group) -> None:
-    x, dy = (values(group.shape, torch.bfloat16) for _ in range(2))
+    x, dy = (group.values(torch.bfloat16) for _ in range(2))
     expected = None
     # the counters of the barrier go on from where the launch before left them
     for seed in (0, 1, 2, 2):
@@ -236,14 +265,14 @@ def test_schedule_and_repetition_change_no_bit(group: Group) -> None:
             assert torch.equal(result, other), seed
 
 
-@of_both_kernels
+@of_every_kernel
 def test_training_step_of_a_layer_is_two_launches(group: Group) -> None:
-    layers = {3: tritonbn.BatchNorm1d, 4: tritonbn.BatchNorm2d}
+    layers = {2: tritonbn.BatchNorm1d, 3: tritonbn.BatchNorm1d, 4: tritonbn.BatchNorm2d}
     layer = layers[len(group.shape)](group.shape[1]).to(DEVICE)
     with group.plan() as launches:
         for step in range(1, 3):
-            x = values(group.shape, torch.float32).requires_grad_()
-            layer(x).backward(values(group.shape, torch.float32))
+            x = group.values(torch.float32).requires_grad_()
+            layer(x).backward(group.values(torch.float32))
             assert len(launches) == 2 * step
     assert x.grad is not None and x.grad.isfinite().all()
     call = Operands(x.detach(), None, None, None, None)

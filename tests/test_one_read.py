@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import tritonbn_kernels
 from tests.checks import EPS, check_backward, operands, torch_gradients
-from tests.held import HELD, Held, gradient_of, judge, of_both_kernels, of_every_dtype
+from tests.held import HELD, Held, gradient_of, judge, of_every_dtype, of_every_kernel
 from tests.inputs import DEVICE, INTERPRETED, RATIOS, values
 from tests.tolerances import assert_within, sum_budget, value_budget
 from tritonbn import reference
@@ -28,19 +28,19 @@ CASES = [
 
 @pytest.mark.parametrize(("held", "dtype"), CASES)
 def test_every_shape_and_dtype_is_within_the_budget(held: Held, dtype: torch.dtype) -> None:
-    call = operands(values(held.shape, dtype, ratio=1e4))
+    call = operands(held.values(dtype, ratio=1e4))
     with held.plan() as launches:
         judge(call, gradient_of(call.x))
     assert [launch.kernel for launch in launches] == held.names
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 def test_one_read_and_two_reads_keep_the_same_budget(
     held: Held, dtype: torch.dtype, ratio: float
 ) -> None:
-    call = operands(values(held.shape, dtype, ratio))
+    call = operands(held.values(dtype, ratio))
     dy = gradient_of(call.x)
     with held.plan():
         judge(call, dy)
@@ -50,10 +50,10 @@ def test_one_read_and_two_reads_keep_the_same_budget(
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@of_both_kernels
+@of_every_kernel
 def test_large_mean_costs_no_precision(held: Held, ratio: float) -> None:
     # the budget is torch's on the same deviations about zero: a large mean buys nothing
-    call = operands(values(held.shape, torch.float32, ratio))
+    call = operands(held.values(torch.float32, ratio))
     dy = gradient_of(call.x)
     with held.plan():
         y, saved = tritonbn_kernels.batch_norm_forward(
@@ -83,7 +83,7 @@ def test_large_mean_costs_no_precision(held: Held, ratio: float) -> None:
 def test_cases_reach_one_and_several_pieces_in_both_passes() -> None:
     reached = set()
     for held in HELD:
-        call = operands(values(held.shape, held.dtypes[0]))
+        call = operands(held.values(held.dtypes[0]))
         with held.plan() as launches:
             judge(call, gradient_of(call.x))
         for record in launches:
@@ -106,11 +106,11 @@ def gpu_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("gpu_tiles")
 @of_every_dtype
 @pytest.mark.parametrize(
-    ("images", "pieces"), [pytest.param(6, 3, id="n6"), pytest.param(12, 6, id="n12")]
+    ("images", "pieces"), [pytest.param(6, (2, 3), id="n6"), pytest.param(12, (3, 6), id="n12")]
 )
 @pytest.mark.parametrize("outliers", [(1e4,), (1e4, -3e4)], ids=["one", "two"])
 def test_narrow_columns_survive_first_values_far_from_the_rest(
-    outliers: tuple[float, ...], images: int, pieces: int, dtype: torch.dtype
+    outliers: tuple[float, ...], images: int, pieces: tuple[int, int], dtype: torch.dtype
 ) -> None:
     x = values((images, 24, 5, 3), dtype)
     for image, outlier in enumerate(outliers):
@@ -118,42 +118,44 @@ def test_narrow_columns_survive_first_values_far_from_the_rest(
     call, dy = operands(x), gradient_of(x)
     with record_launches() as launches:
         judge(call, dy)
-    assert launches[0].kernel == "narrow_forward_kernel"
-    assert (launches[0].constants["BLOCK_N"], launches[0].constants["PIECES"]) == (2, pieces)
+    assert launches[0].kernel == "rows_forward_kernel"
+    # four images a tile in half precision, two in fp32
+    tile = (4, pieces[0]) if dtype.itemsize == 2 else (2, pieces[1])
+    assert (launches[0].constants["BLOCK_N"], launches[0].constants["PIECES"]) == tile
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 @pytest.mark.parametrize("outlier", [100.0, 1e4, -3e4])
 def test_first_value_far_from_the_rest_keeps_the_budget(
     held: Held, dtype: torch.dtype, outlier: float
 ) -> None:
-    x = values(held.shape, dtype)
+    x = held.values(dtype)
     x[0].flatten(1)[:, 0] = outlier
     call = operands(x)
     with held.plan():
         judge(call, gradient_of(x))
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 @pytest.mark.parametrize("outlier", [1e4, -3e4])
 def test_first_image_far_from_the_rest_keeps_the_budget(
     held: Held, dtype: torch.dtype, outlier: float
 ) -> None:
     # every column of a narrow tile begins with it
-    x = values(held.shape, dtype)
+    x = held.values(dtype)
     x[0] = outlier
     call = operands(x)
     with held.plan():
         judge(call, gradient_of(x))
 
 
-@of_both_kernels
+@of_every_kernel
 @of_every_dtype
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 3000.0])
 def test_constant_channel_is_beta(held: Held, dtype: torch.dtype, constant: float) -> None:
-    x = values(held.shape, dtype)
+    x = held.values(dtype)
     x[:, 1::2] = constant
     call = operands(x)
     with held.plan():
@@ -168,16 +170,16 @@ def test_constant_channel_is_beta(held: Held, dtype: torch.dtype, constant: floa
     assert torch.equal(y[:, 1::2], beta.expand_as(y[:, 1::2]))
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_nan_and_infinity_stay_in_their_channel(
     held: Held, dtype: torch.dtype, value: float, place: str
 ) -> None:
-    x = values(held.shape, dtype)
+    x = held.values(dtype)
     x[0 if place == "first" else -1, 2].flatten()[0 if place == "first" else -1] = value
-    call = operands(values(held.shape, dtype))
+    call = operands(held.values(dtype))
     ours, torchs = call.copy(), call.wide()
     dy = gradient_of(x)
     with held.plan():
@@ -204,9 +206,9 @@ def test_nan_and_infinity_stay_in_their_channel(
     assert ours.running_var[2].isnan() and ours.running_var[others].isfinite().all()
 
 
-@of_both_kernels
+@of_every_kernel
 def test_nan_in_dy_stays_in_its_channel(held: Held) -> None:
-    call = operands(values(held.shape, torch.float32))
+    call = operands(held.values(torch.float32))
     dy = gradient_of(call.x)
     dy[-1, 3].flatten()[-1] = float("nan")
     with held.plan():
@@ -224,10 +226,10 @@ def test_nan_in_dy_stays_in_its_channel(held: Held) -> None:
         assert by_channel[others].isfinite().all()
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize("given", ["neither", "gamma", "beta"])
 def test_any_of_gamma_and_beta_may_be_missing(held: Held, given: str) -> None:
-    call = operands(values(held.shape, torch.float32))
+    call = operands(held.values(torch.float32))
     if given != "gamma":
         call = replace(call, gamma=None)
     if given != "beta":
@@ -236,7 +238,7 @@ def test_any_of_gamma_and_beta_may_be_missing(held: Held, given: str) -> None:
         judge(call, gradient_of(call.x))
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize(
     ("x_dtype", "parameters", "statistics"),
     [
@@ -249,19 +251,19 @@ def test_any_of_gamma_and_beta_may_be_missing(held: Held, given: str) -> None:
 def test_parameters_and_statistics_have_dtypes_of_their_own(
     held: Held, x_dtype: torch.dtype, parameters: torch.dtype, statistics: torch.dtype
 ) -> None:
-    call = operands(values(held.shape, x_dtype), parameters, statistics)
+    call = operands(held.values(x_dtype), parameters, statistics)
     with held.plan():
         judge(call, gradient_of(call.x))
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize(
     "need",
     [(True, False, False), (True, True, False), (True, False, True)],
     ids=["dx", "dx-dgamma", "dx-dbeta"],
 )
 def test_only_the_gradients_asked_for_are_made(held: Held, need: tuple[bool, ...]) -> None:
-    call = operands(values(held.shape, torch.float32))
+    call = operands(held.values(torch.float32))
     need_dx, need_dgamma, need_dbeta = need
     with held.plan():
         check_backward(

@@ -11,17 +11,17 @@ from torch.nn import functional
 import tritonbn
 import tritonbn_kernels
 from tests.checks import EPS, Operands, check_forward, operands
-from tests.held import HALVES, Held, judge, of_both_kernels, of_every_dtype
+from tests.held import HALVES, Held, judge, of_every_dtype, of_every_kernel
 from tests.inputs import DEVICE, INTERPRETED, lay_out, values
 from tests.tolerances import assert_within, value_budget
 from tritonbn_bench.emulated import random_program_order
 from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
 
 
-@of_both_kernels
+@of_every_kernel
 @pytest.mark.parametrize("tracked", [0, 3, 2**24 + 1])
 def test_momentum_none_is_the_average_of_all_batches(held: Held, tracked: int) -> None:
-    call = replace(operands(values(held.shape, torch.float32)), momentum=None)
+    call = replace(operands(held.values(torch.float32)), momentum=None)
     with held.plan():
         check_forward(call, training=True, tracked=tracked)
 
@@ -31,7 +31,7 @@ def test_momentum_none_is_the_average_of_all_batches(held: Held, tracked: int) -
     ("shape", "pins"),
     [
         pytest.param((4, 3, 8), {"block_c": 1}, id="resident"),
-        pytest.param((3, 24, 5), {"block_c": 8}, id="narrow"),
+        pytest.param((3, 24, 5), {"block_c": 8}, id="rows"),
     ],
 )
 def test_program_order_changes_no_bit_and_no_count(
@@ -81,7 +81,7 @@ STRIDED = [
     ("kernels", "shape"),
     [
         pytest.param("resident", (4, 6, 4, 4), id="resident"),
-        pytest.param("narrow", (4, 16, 5, 3), id="narrow"),
+        pytest.param("rows", (4, 16, 5, 3), id="rows"),
     ],
 )
 def test_slices_are_read_in_place(
@@ -95,7 +95,7 @@ def test_slices_are_read_in_place(
 
 
 @pytest.mark.parametrize("misaligned", ["x", "dy", "both"])
-@pytest.mark.parametrize("shape", [(4, 6, 4, 4), (4, 16, 5, 3)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("shape", [(4, 6, 4, 4), (4, 16, 5, 3)], ids=["wide", "rows"])
 @pytest.mark.parametrize("dtype", HALVES, ids=["fp16", "bf16"])
 def test_tensors_off_sixteen_bytes_are_read_twice(
     dtype: torch.dtype, shape: tuple[int, ...], misaligned: str, launches: list[LaunchRecord]
@@ -113,12 +113,12 @@ def test_tensors_off_sixteen_bytes_are_read_twice(
         judge(*step)
     kernels = [launch.kernel for launch in launches]
     one = kernels[:2]
-    assert all(name.startswith(("resident", "narrow")) for name in one)
+    assert all(name.startswith(("resident", "rows")) for name in one)
     two = ["statistics_kernel" if misaligned != "dy" else one[0], "gradients_kernel"]
     assert kernels == [*one, *two, *one]
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 4, 4), (4, 16, 5, 3)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("shape", [(4, 6, 4, 4), (4, 16, 5, 3)], ids=["wide", "rows"])
 def test_training_step_of_a_layer_is_two_launches(
     shape: tuple[int, ...], launches: list[LaunchRecord]
 ) -> None:

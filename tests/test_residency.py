@@ -261,7 +261,7 @@ def test_narrow_planes_need_images_that_begin_at_sixteen_bytes() -> None:
 
 
 @of_both_passes
-@pytest.mark.parametrize("shape", [(256, 64, 56, 56), (256, 512, 7, 7)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("shape", [(256, 64, 56, 56), (256, 512, 7, 7)], ids=["wide", "rows"])
 def test_device_without_cooperative_launches_has_no_groups(
     shape: tuple[int, ...], which: str
 ) -> None:
@@ -274,7 +274,7 @@ def test_device_without_cooperative_launches_has_no_groups(
 
 
 @of_both_passes
-@pytest.mark.parametrize("shape", [(256, 64, 56, 56), (32, 512, 7, 7)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("shape", [(256, 64, 56, 56), (32, 512, 7, 7)], ids=["wide", "rows"])
 def test_one_read_plans_can_be_switched_off(shape: tuple[int, ...], which: str) -> None:
     off = DeviceProfile(132, one_read=False)
     assert _plan(_view(*shape), 2, off, STREAMS[which]) is None
@@ -334,7 +334,7 @@ def test_pinned_fields_are_taken_by_narrow_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pins", "wide", "narrow"),
+    ("pins", "wide", "rows"),
     [
         pytest.param({"resident": 0}, False, False, id="resident-0"),
         pytest.param({"fused": 1}, False, False, id="fused"),

@@ -2,15 +2,19 @@
 one of them is judged against the float64 oracle.
 
 Each seed is two schedules, one of the forward and one of the backward launch, and is run in fp32
-and in bf16: 4 x 264 = 1,056 schedules.
+and in bf16: 4 x 428 = 1,712 schedules.
 
-    kernels    group of  programs  groups  seeds
-    resident   2         4         2       0 to 49
-    resident   3         4         2       100 to 149
-    resident   8         8         1       200 to 231
-    narrow     2         4         2       300 to 349
-    narrow     3         4         2       400 to 449
-    narrow     8         8         1       500 to 531
+    kernels         group of  programs  groups  seeds
+    resident        2         4         2       0 to 49
+    resident        3         4         2       100 to 149
+    resident        8         8         1       200 to 231
+    rows, images    2         4         2       300 to 331
+    rows, images    3         4         2       400 to 449
+    rows, images    8         8         1       500 to 531
+    channels_last   3         4         2       600 to 649
+    channels_last   8         8         1       700 to 731
+    hybrid          2         4         2       800 to 831
+    hybrid          3         4         2       900 to 949
 
 Not covered here: that a cooperative launch puts the programs on the GPU at once, and the hardware's
 memory model beyond stores that become visible late.
@@ -18,7 +22,7 @@ memory model beyond stores that become visible late.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -28,9 +32,10 @@ from torch import Tensor
 import tritonbn_kernels
 from tests import planted_barriers
 from tests.checks import Operands, check_backward, check_forward, operands
-from tests.inputs import INTERPRETED, values
+from tests.inputs import INTERPRETED, lay_out, values
 from tritonbn_bench.emulated import DeadlockError, cooperative
-from tritonbn_kernels import launch, narrow, pinned_plan, record_launches, resident
+from tritonbn_kernels import group as group_module
+from tritonbn_kernels import launch, pinned_plan, record_launches
 
 pytest.importorskip("greenlet", reason="cooperative schedules need greenlet")
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels run on the GPU here")
@@ -51,11 +56,18 @@ class Group:
     programs: int
     seeds: range
     why: str
+    layout: str = "contiguous"
+    pins: dict[str, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        """Name of the case: `resident-groups-of-3`."""
-        return f"{self.kernels}-groups-of-{self.size}"
+        """Name of the case: `rows-hybrid-groups-of-3`."""
+        kind = "hybrid" if self.pins else self.layout
+        return f"{self.kernels}-{kind}-groups-of-{self.size}"
+
+    def values(self, dtype: torch.dtype, ratio: float = 0.0) -> Tensor:
+        """Random values of this shape in this layout; `ratio` as for `tests.inputs.values`."""
+        return lay_out(values(self.shape, dtype, ratio), self.layout)
 
     @contextmanager
     def plan(self, **pins: int) -> Iterator[None]:
@@ -65,19 +77,26 @@ class Group:
             "splits": self.size,
             "block_c": self.block_c,
             "programs": self.programs,
+            **self.pins,
             **pins,
         }
         with pinned_plan(**fields):
             yield
 
 
+_LAST = "channels_last"
+_HYBRID = {"block_n": 8, "pieces": 2, "stream": 1}
 GROUPS = [
     Group("resident", 2, (3, 2, 8, 4), 1, 4, range(0, 50), "two groups at once; ragged tiles"),
     Group("resident", 3, (5, 3, 4, 6), 2, 4, range(100, 150), "two items for some; odd channels"),
     Group("resident", 8, (8, 2, 4, 4), 2, 8, range(200, 232), "one group in flight"),
-    Group("narrow", 2, (4, 16, 5, 3), 8, 4, range(300, 350), "two groups at once"),
-    Group("narrow", 3, (7, 16, 5, 3), 8, 4, range(400, 450), "two items for some; ragged images"),
-    Group("narrow", 8, (15, 8, 5, 3), 8, 8, range(500, 532), "one group in flight"),
+    Group("rows", 2, (4, 16, 5, 3), 8, 4, range(300, 332), "two groups at once"),
+    Group("rows", 3, (7, 16, 5, 3), 8, 4, range(400, 450), "two items for some; ragged images"),
+    Group("rows", 8, (15, 8, 5, 3), 8, 8, range(500, 532), "one group in flight"),
+    Group("rows", 3, (7, 16, 5, 3), 8, 4, range(600, 650), "two items for some", _LAST),
+    Group("rows", 8, (9, 8, 5, 3), 8, 8, range(700, 732), "one group in flight", _LAST),
+    Group("rows", 2, (6, 16, 3, 5), 8, 4, range(800, 832), "two groups at once", _LAST, _HYBRID),
+    Group("rows", 3, (7, 16, 5, 3), 8, 4, range(900, 950), "two items for some", _LAST, _HYBRID),
 ]
 DTYPES = [
     pytest.param(torch.float32, id="fp32"),
@@ -85,17 +104,16 @@ DTYPES = [
     pytest.param(torch.bfloat16, id="bf16"),
 ]
 THREES = [group for group in GROUPS if group.size == 3]
-MODULES = {"resident": resident, "narrow": narrow}
 MUTANT_SEEDS = range(1000, 1012)
 of_every_group = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in GROUPS])
-of_both_threes = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in THREES])
+of_every_three = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in THREES])
 of_both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def _operands(group: Group, dtype: torch.dtype) -> tuple[Operands, Tensor]:
     """A call whose mean is 100 standard deviations off, and its dy."""
-    call = replace(operands(values(group.shape, dtype, ratio=100.0)), momentum=None)
-    return call, values(group.shape, dtype)
+    call = replace(operands(group.values(dtype, ratio=100.0)), momentum=None)
+    return call, group.values(dtype)
 
 
 def _results(call: Operands, dy: Tensor) -> dict[str, Tensor]:
@@ -172,7 +190,7 @@ def own_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.param(planted_barriers.no_block_barrier, id="no-block-barrier-before-release"),
     pytest.param(planted_barriers.relaxed_arrival, id="relaxed-arrival"),
 ])  # fmt: skip
-@of_both_threes
+@of_every_three
 @pytest.mark.usefixtures("own_counters")
 def test_mutant_of_the_barrier_gives_wrong_results(
     group: Group, barrier: Any, monkeypatch: pytest.MonkeyPatch
@@ -182,7 +200,7 @@ def test_mutant_of_the_barrier_gives_wrong_results(
     with group.plan(programs=6):
         with cooperative(MUTANT_SEEDS[0]):
             right = _results(call, dy)
-        monkeypatch.setattr(MODULES[group.kernels], "group_barrier", barrier)
+        monkeypatch.setattr(group_module, "group_barrier", barrier)
         for seed in MUTANT_SEEDS:
             with cooperative(seed):
                 wrong += _differences(_results(call, dy), right) != []
@@ -193,18 +211,18 @@ def test_mutant_of_the_barrier_gives_wrong_results(
     pytest.param(planted_barriers.flips_one_early, id="counter-flips-one-early"),
     pytest.param(planted_barriers.flips_one_late, id="counter-flips-one-late"),
 ])  # fmt: skip
-@of_both_threes
+@of_every_three
 @pytest.mark.usefixtures("own_counters")
 def test_mutant_that_miscounts_is_a_deadlock(
     group: Group, barrier: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, dy = _operands(group, torch.float32)
-    monkeypatch.setattr(MODULES[group.kernels], "group_barrier", barrier)
+    monkeypatch.setattr(group_module, "group_barrier", barrier)
     with group.plan(), cooperative(0), pytest.raises(DeadlockError, match=r"planted_barriers\.py"):
         _results(call, dy)
 
 
-@of_both_threes
+@of_every_three
 @pytest.mark.usefixtures("own_counters")
 def test_group_larger_than_the_grid_is_a_deadlock(group: Group) -> None:
     call, dy = _operands(group, torch.float32)
@@ -215,7 +233,7 @@ def test_group_larger_than_the_grid_is_a_deadlock(group: Group) -> None:
     assert caught.value.not_started == ()
 
 
-@of_both_threes
+@of_every_three
 @pytest.mark.usefixtures("own_counters")
 def test_group_larger_than_what_runs_at_once_is_a_deadlock(group: Group) -> None:
     call, dy = _operands(group, torch.float32)
@@ -227,13 +245,13 @@ def test_group_larger_than_what_runs_at_once_is_a_deadlock(group: Group) -> None
         _results(call, dy)
 
 
-@of_both_threes
+@of_every_three
 def test_grid_of_one_group_is_enough(group: Group) -> None:
     call, dy = _operands(group, torch.float32)
     with group.plan():
         with cooperative(0):
             right = _results(call, dy)
         with group.plan(programs=group.size):
-            for seed in range(600, 610):
+            for seed in range(950, 960):
                 with cooperative(seed):
                     assert _differences(_results(call, dy), right) == [], seed

@@ -157,7 +157,7 @@ def test_sound_figures_are_no_fault() -> None:
 
 
 def test_what_a_held_channel_spills_is_left_to_the_budget() -> None:
-    held = figures(kernel="narrow_forward_kernel", spill_bytes=64)
+    held = figures(kernel="rows_forward_kernel", spill_bytes=64)
     assert list(judge(held, SM_90, WIDE, 4)) == []
 
 

@@ -81,6 +81,8 @@ def input_gradient_range(
 ):
     # fmt: on
     """dx = scale * (dy - mean_dy - (x - mean) * slope), in eval scale * dy, over [first, last)."""
+    # the second word of the mean, times the slope, joins the mean of dy
+    mean_dy -= mean_lo * slope
     for step in range(first, last, BLOCK_V):
         # training reads for the second time: backwards, from what the cache still holds
         offs_v = tile_start(step, first, last, BLOCK_V, TRAINING) + tl.arange(0, BLOCK_V)
@@ -97,8 +99,8 @@ def input_gradient_range(
                 CHANNELS_LAST, OFFSETS_64, VECTOR,
             )  # fmt: skip
             x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
-            centred = (x - mean_hi[:, None, None]) - mean_lo[:, None, None]
-            gradient = (gradient - mean_dy[:, None, None]) - centred * slope[:, None, None]
+            bent = (x - mean_hi[:, None, None]) * slope[:, None, None]
+            gradient = (gradient - mean_dy[:, None, None]) - bent
         dx_offsets = tile_offsets(
             outer, column, offs_c, dx_stride_outer, dx_stride_channel,
             CHANNELS_LAST, OFFSETS_64, VECTOR,
@@ -109,12 +111,22 @@ def input_gradient_range(
 
 # fmt: off
 @triton.jit
+def publish_sums(partials_ptr, split, offs_c, mask_c, n_channels, sum_dy, sum_dy_centred):
+    # fmt: on
+    """Store the sums of one split in partials (splits, 2, C)."""
+    partial = partials_ptr + split.to(tl.int64) * 2 * n_channels
+    tl.store(partial + offs_c, sum_dy, mask=mask_c)
+    tl.store(partial + n_channels + offs_c, sum_dy_centred, mask=mask_c)
+
+
+# fmt: off
+@triton.jit
 def merge_sums(
     partials_ptr, offs_c, mask_c, n_channels, splits,
     ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
-    """Both sums over all splits from partials (splits, 2, C), in an order that the plan fixes.
+    """Both sums over all splits as `publish_sums` stored them, in an order that the plan fixes.
 
     Added up after the loop: Triton 3.6 fails on a reduction whose result a loop carries.
     """
@@ -194,9 +206,7 @@ def gradients_kernel(
         VECTOR, LANES, BLOCK_C, BLOCK_V,
     )  # fmt: skip
     if SPLIT:
-        partial = partials_ptr + split.to(tl.int64) * 2 * n_channels
-        tl.store(partial + offs_c, sum_dy, mask=mask_c)
-        tl.store(partial + n_channels + offs_c, sum_dy_centred, mask=mask_c)
+        publish_sums(partials_ptr, split, offs_c, mask_c, n_channels, sum_dy, sum_dy_centred)
         if arrive_last(arrivals_ptr + 1 + block, splits):
             sum_dy, sum_dy_centred = merge_sums(
                 partials_ptr, offs_c, mask_c, n_channels, splits, ACCUMULATE, BLOCK_C, BLOCK_K

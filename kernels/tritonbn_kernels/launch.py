@@ -238,8 +238,16 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
             cooperative=cuda and target.arch >= 80,
             assembly=cuda and target.arch >= 80,
             reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
+            l2_bytes=_l2_bytes(device),
         )
     return profile
+
+
+def _l2_bytes(device: int) -> int:
+    """Size of a device's L2 cache; without a device (a stub driver), that of the profile's own."""
+    if not torch.cuda.is_available():
+        return DeviceProfile.l2_bytes
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def compiler_options(kernel: Any, device: int) -> dict[str, object]:

@@ -158,6 +158,26 @@ def inverse_std(variance, eps):
 
 
 @triton.jit
+def affine(x, mean_hi, scale, offset):
+    """`(x - mean_hi) * scale + offset`, the multiplication and addition in one rounding.
+
+    Every kernel that normalises, or asks what was normalised, has this from here: the backward pass
+    of an activation must see the sign that the forward pass saw. The second word of the mean is in
+    the offset (`offset_of`).
+    """
+    centred = x - mean_hi
+    return tl.fma(
+        centred, tl.broadcast_to(scale, centred.shape), tl.broadcast_to(offset, centred.shape)
+    )
+
+
+@triton.jit
+def offset_of(beta, mean_lo, scale):
+    """What `affine` adds: beta, and the second word of the mean; in one rounding, as there."""
+    return tl.fma(-mean_lo, scale, beta)
+
+
+@triton.jit
 def load_channels(ptr, offs_c, mask_c, DEFAULT: tl.constexpr, ACCUMULATE: tl.constexpr):
     """A per-channel vector as ACCUMULATE, or DEFAULT everywhere where the pointer is None."""
     if ptr is None:

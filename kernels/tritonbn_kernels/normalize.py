@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 
 from tritonbn_kernels.moments import (
+    affine,
     inverse_std,
     load_channels,
     locate_vectors,
+    offset_of,
     program_range,
     tile_mask,
     tile_offsets,
@@ -24,17 +26,18 @@ from tritonbn_kernels.moments import (
 @triton.jit
 def normalize_range(
     x_ptr, y_ptr,
-    mean_hi, mean_lo, scale, offset, offs_c, first, last,
+    mean_hi, mean_lo, scale, beta, offs_c, first, last,
     n_channels, inner_vectors, magic, shift,
     x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
     REVERSED: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """y = ((x - mean_hi) - mean_lo) * scale + offset over vectors [first, last) of offs_c.
+    """y = (x - mean) * scale + beta over vectors [first, last) of offs_c.
 
-    The two subtractions keep what a single one would lose where the mean dwarfs the deviation.
+    The two words of the mean keep what one would lose where the mean dwarfs the deviation.
     """
+    offset = offset_of(beta, mean_lo, scale)
     for step in range(first, last, BLOCK_V):
         offs_v = tile_start(step, first, last, BLOCK_V, REVERSED) + tl.arange(0, BLOCK_V)
         outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, CHANNELS_LAST)
@@ -44,13 +47,7 @@ def normalize_range(
             CHANNELS_LAST, OFFSETS_64, VECTOR,
         )  # fmt: skip
         x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
-        centred = (x - mean_hi[:, None, None]) - mean_lo[:, None, None]
-        # one rounding: the backward pass of a fused activation must see the same sign
-        y = tl.fma(
-            centred,
-            tl.broadcast_to(scale[:, None, None], x.shape),
-            tl.broadcast_to(offset[:, None, None], x.shape),
-        )
+        y = affine(x, mean_hi[:, None, None], scale[:, None, None], offset[:, None, None])
         y_offsets = tile_offsets(
             outer, column, offs_c, y_stride_outer, y_stride_channel,
             CHANNELS_LAST, OFFSETS_64, VECTOR,
@@ -93,9 +90,9 @@ def normalize_kernel(
         mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
         inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
     scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
-    offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
+    beta = load_channels(beta_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
     normalize_range(
-        x_ptr, y_ptr, mean_hi, mean_lo, scale, offset, offs_c, first, last,
+        x_ptr, y_ptr, mean_hi, mean_lo, scale, beta, offs_c, first, last,
         n_channels, inner_vectors, magic, shift,
         x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
         not FROM_RUNNING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,

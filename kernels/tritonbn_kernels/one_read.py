@@ -18,13 +18,16 @@ from tritonbn_kernels.launch import (
     device_index,
     device_profile,
 )
-from tritonbn_kernels.narrow import narrow_backward_kernel, narrow_forward_kernel
-from tritonbn_kernels.plan import ACCESS_BYTES, DeviceProfile, power_of_two_at_least
-from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_one_read
+from tritonbn_kernels.plan import DeviceProfile, power_of_two_at_least
+from tritonbn_kernels.residency import ResidentPlan
 from tritonbn_kernels.resident import resident_backward_kernel, resident_forward_kernel
+from tritonbn_kernels.row_plans import RowsPlan, plan_one_read
+from tritonbn_kernels.rows import rows_backward_kernel, rows_forward_kernel
 
-# partial results that a program holds while it merges, channels times members
-_MERGE_VALUES = 256
+# partial results that a program holds while it merges: channels times members, and members. so many
+# are on their way from L2 at a time
+_MERGE_VALUES = 1024
+_MERGE_MEMBERS = 128
 _ELEMENTS = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -33,30 +36,30 @@ _ELEMENTS = {
 
 
 class _Arguments(NamedTuple):
-    """What tells a wide launch from a narrow one: kernel, plan, integers, constants."""
+    """What tells a launch over planes from one over rows: kernel, plan, integers, constants."""
 
     kernel: Any
-    plan: ResidentPlan | NarrowPlan
+    plan: ResidentPlan | RowsPlan
     integers: tuple[int, ...]
     constants: dict[str, object]
 
 
 def _arguments(
-    wide: Any, narrow: Any, x: torch.Tensor, geometry: Geometry, streams: int
+    planes: Any, rows: Any, x: torch.Tensor, geometry: Geometry, streams: int
 ) -> _Arguments | None:
     """The one-read launch for `x`, or None where it needs two reads."""
     if not geometry.aligned or x.dtype not in _ELEMENTS:
         return None
-    profile = device_profile(wide, device_index(wide, x))
+    profile = device_profile(planes, device_index(planes, x))
     plan = plan_one_read(geometry.views, geometry.itemsize, profile, streams)
-    if isinstance(plan, NarrowPlan):
-        return _narrow_arguments(narrow, plan, geometry, profile, x)
-    return None if plan is None else _wide_arguments(wide, plan, geometry, profile, x)
+    if isinstance(plan, RowsPlan):
+        return _rows_arguments(rows, plan, geometry, profile, x)
+    return None if plan is None else _planes_arguments(planes, plan, geometry, profile, x)
 
 
 def _shared(
     geometry: Geometry,
-    plan: ResidentPlan | NarrowPlan,
+    plan: ResidentPlan | RowsPlan,
     profile: DeviceProfile,
     x: torch.Tensor,
     block_c: int,
@@ -68,11 +71,11 @@ def _shared(
         "PACK": 4 // geometry.itemsize,
         "ASM": profile.assembly,
         "PIECES": plan.pieces,
-        "BLOCK_K": max(1, min(64, _MERGE_VALUES // block_c)),
+        "BLOCK_K": max(1, min(_MERGE_MEMBERS, _MERGE_VALUES // block_c)),
     }
 
 
-def _wide_arguments(
+def _planes_arguments(
     kernel: Any, plan: ResidentPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
 ) -> _Arguments:
     constants = {
@@ -85,16 +88,17 @@ def _wide_arguments(
     return _Arguments(kernel, plan, integers, constants)
 
 
-def _narrow_arguments(
-    kernel: Any, plan: NarrowPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
+def _rows_arguments(
+    kernel: Any, plan: RowsPlan, geometry: Geometry, profile: DeviceProfile, x: torch.Tensor
 ) -> _Arguments:
     view = geometry.first
     constants = {
         **_shared(geometry, plan, profile, x, power_of_two_at_least(plan.block_channels)),
-        "VECTOR_WORDS": ACCESS_BYTES // 4,
+        "VECTOR_WORDS": plan.vector_words,
         "BLOCK_S": plan.block_s,
         "BLOCK_N": plan.block_n,
         "BLOCK_W": plan.block_w,
+        "STREAM": plan.stream,
     }
     integers = (
         *(view.n_channels, view.n_outer, view.n_inner),
@@ -146,7 +150,7 @@ class ResidentForwardStep:
     @staticmethod
     def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
         """The launch for `x`, or None where it needs two reads."""
-        return _arguments(resident_forward_kernel, narrow_forward_kernel, x, geometry, streams=1)
+        return _arguments(resident_forward_kernel, rows_forward_kernel, x, geometry, streams=1)
 
     def __call__(
         self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
@@ -186,7 +190,7 @@ class ResidentBackwardStep:
     @staticmethod
     def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
         """The launch for `x` and its gradient, or None where they need two reads."""
-        return _arguments(resident_backward_kernel, narrow_backward_kernel, x, geometry, streams=2)
+        return _arguments(resident_backward_kernel, rows_backward_kernel, x, geometry, streams=2)
 
     def __call__(
         self,

@@ -48,6 +48,8 @@ FUSED_TILES = 8
 TILES_PER_SPLIT = 4
 # tiles per program of a pointwise launch. modelled: enough to pay for the per-channel loads
 POINTWISE_TILES = 4
+# share of the L2 cache that serves a second read. modelled: the half that is near
+L2_SHARE = 0.5
 # beyond this element offset 32-bit addresses overflow
 LIMIT_32 = 2**31
 # beyond this vector number 32-bit loop bounds may overflow
@@ -61,7 +63,7 @@ class DeviceProfile:
     sm_count: SMs (compute units) that a launch may fill. tile_scale: factor by which tiles grow, 1
     on GPUs. cooperative: whether programs may wait for one another. assembly: whether PTX can be
     inlined. one_read: whether one-read plans are made. reserved_sms: SMs that one-read plans leave
-    to others, such as collectives. registers, warps: of one SM.
+    to others, such as collectives. registers, warps: of one SM. l2_bytes: of the L2 cache.
     """
 
     sm_count: int
@@ -72,6 +74,13 @@ class DeviceProfile:
     reserved_sms: int = 0
     registers: int = 65536
     warps: int = 64
+    # of an H200 unless somebody says otherwise
+    l2_bytes: int = 60 * 10**6
+
+    @property
+    def usable_l2(self) -> int:
+        """Bytes of L2 that serve a second read."""
+        return int(self.l2_bytes * L2_SHARE)
 
     def programs(self, max_registers: int, num_warps: int) -> int:
         """Programs of `num_warps` warps that are on the device at once."""
@@ -212,7 +221,10 @@ def plan_pointwise(
 
 
 PINNABLE = frozenset(
-    {"block_c", "block_v", "fused", "num_warps", "pieces", "programs", "resident", "splits"}
+    {
+        *("block_c", "block_n", "block_v", "fused", "num_warps", "pieces", "programs"),
+        *("resident", "splits", "stream"),
+    }
 )
 _pinned: dict[str, int] = {}
 _caches: list[dict[Any, Any]] = []
@@ -316,8 +328,9 @@ def clear_plan_caches() -> None:
 @contextmanager
 def pinned_plan(**pins: int) -> Iterator[None]:
     """Plans made inside use these fields: block_c, block_v, splits, num_warps; fused (0 or 1) for
-    the two-read plans; resident (0 or 1), pieces and programs for the one-read plans, which a
-    pinned `fused` or `splits` rules out unless resident=1 asks for them.
+    the two-read plans; resident (0 or 1), pieces, programs, block_n (rows of a tile) and stream
+    (tiles that a hybrid plan reads at a time, 0 for none) for the one-read plans, which a pinned
+    `fused` or `splits` rules out unless resident=1 asks for them.
 
     For tests, which reach several tiles and splits on small tensors so. Not for several threads.
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tritonbn_kernels.barrier import group_barrier
-from tritonbn_kernels.gradients import finish_gradients, merge_sums
+from tritonbn_kernels.gradients import finish_gradients
+from tritonbn_kernels.group import agree_on_moments, agree_on_sums
 from tritonbn_kernels.moments import (
+    affine,
     inverse_std,
     load_channels,
     locate_vectors,
+    offset_of,
     tile_mask,
     tile_offsets,
     two_word_sum,
 )
-from tritonbn_kernels.statistics import finish_statistics, merge_partials
+from tritonbn_kernels.statistics import finish_statistics
 from tritonbn_kernels.words import interleave, opaque, unpack
 
 
@@ -140,15 +142,9 @@ def resident_forward_kernel(
             DTYPE, WORDS, PACK, BLOCK_V, PIECES,
         )  # fmt: skip
         if GROUPED:
-            partial = partials_ptr + member.to(tl.int64) * 3 * n_channels
-            mean_hi, mean_lo = two_word_sum(pivot, mean)
-            tl.store(partial + offs_c, mean_hi, mask=mask_c)
-            tl.store(partial + n_channels + offs_c, mean_lo, mask=mask_c)
-            tl.store(partial + 2 * n_channels + offs_c, m2, mask=mask_c)
-            group_barrier(barriers_ptr + block, member, splits)
-            pivot, mean, m2 = merge_partials(
-                partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits,
-                tl.float32, WORDS * PACK, BLOCK_C, BLOCK_K,
+            pivot, mean, m2 = agree_on_moments(
+                pivot, mean, m2, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
+                n_channels, n_vectors, vectors_per_split, splits, WORDS * PACK, BLOCK_C, BLOCK_K,
             )  # fmt: skip
         if member == 0:
             finish_statistics(
@@ -161,20 +157,20 @@ def resident_forward_kernel(
         inv_std = inverse_std(m2 / count, eps)
         scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
         offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, tl.float32)
+        offset = offset_of(offset, mean_lo, scale)
         again = opaque(first, ASM)
         for piece in tl.static_range(PIECES):
             offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
             values = unpack(opaque(held[piece], ASM), DTYPE)
             normalized = ()
             for part in tl.static_range(PACK):
-                centred = (values[part] - mean_hi[:, None, None]) - mean_lo[:, None, None]
-                normalized = normalized + (
-                    tl.fma(
-                        centred,
-                        tl.broadcast_to(scale[:, None, None], centred.shape),
-                        tl.broadcast_to(offset[:, None, None], centred.shape),
-                    ),
+                y = affine(
+                    values[part],
+                    mean_hi[:, None, None],
+                    scale[:, None, None],
+                    offset[:, None, None],
                 )
+                normalized = normalized + (y,)
             put_tile(
                 y_ptr, interleave(normalized, DTYPE), offs_c, offs_v, last,
                 n_channels, inner_vectors, magic, shift, y_stride_outer, y_stride_channel,
@@ -252,19 +248,18 @@ def resident_backward_kernel(
             DTYPE, WORDS, PACK, BLOCK_V, PIECES,
         )  # fmt: skip
         if GROUPED:
-            partial = partials_ptr + member.to(tl.int64) * 2 * n_channels
-            tl.store(partial + offs_c, sum_dy, mask=mask_c)
-            tl.store(partial + n_channels + offs_c, sum_dy_centred, mask=mask_c)
-            group_barrier(barriers_ptr + block, member, splits)
-            sum_dy, sum_dy_centred = merge_sums(
-                partials_ptr, offs_c, mask_c, n_channels, splits, tl.float32, BLOCK_C, BLOCK_K
-            )
+            sum_dy, sum_dy_centred = agree_on_sums(
+                sum_dy, sum_dy_centred, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
+                n_channels, splits, BLOCK_C, BLOCK_K,
+            )  # fmt: skip
         # one member writes the parameters' gradients
         mask_writer = offs_c < tl.where(member == 0, n_channels, 0)
         mean_dy, slope = finish_gradients(
             sum_dy, sum_dy_centred, inv_std, offs_c, mask_writer,
             dgamma_ptr, dbeta_ptr, None, n_channels, count,
         )  # fmt: skip
+        # the second word of the mean, times the slope, joins the mean of dy
+        mean_dy -= mean_lo * slope
         again = opaque(first, ASM)
         for piece in tl.static_range(PIECES):
             offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -272,8 +267,8 @@ def resident_backward_kernel(
             xs = unpack(opaque(held_x[piece], ASM), DTYPE)
             gradients = ()
             for part in tl.static_range(PACK):
-                centred = (xs[part] - mean_hi[:, None, None]) - mean_lo[:, None, None]
-                rest = (dys[part] - mean_dy[:, None, None]) - centred * slope[:, None, None]
+                bent = (xs[part] - mean_hi[:, None, None]) * slope[:, None, None]
+                rest = (dys[part] - mean_dy[:, None, None]) - bent
                 gradients = gradients + (scale[:, None, None] * rest,)
             put_tile(
                 dx_ptr, interleave(gradients, DTYPE), offs_c, offs_v, last,

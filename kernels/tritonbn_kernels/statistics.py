@@ -90,24 +90,39 @@ def range_moments(
 
 # fmt: off
 @triton.jit
-def merge_partials(
-    partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits,
-    ACCUMULATE: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+def publish_moments(
+    partials_ptr, split, offs_c, mask_c, n_channels, pivot, mean, m2
 ):
     # fmt: on
-    """(pivot, mean, M2) of all splits, merged in the order of the splits.
+    """Store the moments of one split in partials (splits, 3, C): mean in two words, M2."""
+    partial = partials_ptr + split.to(tl.int64) * 3 * n_channels
+    mean_hi, mean_lo = two_word_sum(pivot, mean)
+    tl.store(partial + offs_c, mean_hi, mask=mask_c)
+    tl.store(partial + n_channels + offs_c, mean_lo, mask=mask_c)
+    tl.store(partial + 2 * n_channels + offs_c, m2, mask=mask_c)
 
-    Partials are (splits, 3, C): mean in two words, M2. The first split's mean is the pivot.
+
+# fmt: off
+@triton.jit
+def merge_partials(
+    partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits, lanes,
+    ACCUMULATE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """(pivot, mean, M2) of all splits from what `publish_moments` stored, in an order that the plan
+    fixes; a vector has `lanes` values. The first split's mean is the pivot.
+
+    Reduced after the loop: loads need not wait for one another, and Triton 3.6 fails on a reduction
+    whose result a loop carries.
     """
-    count = tl.zeros((BLOCK_C,), ACCUMULATE)
-    mean = tl.zeros((BLOCK_C,), ACCUMULATE)
-    m2 = tl.zeros((BLOCK_C,), ACCUMULATE)
+    count = tl.zeros((1, BLOCK_K), ACCUMULATE)
+    mean = tl.zeros((BLOCK_C, BLOCK_K), ACCUMULATE)
+    m2 = tl.zeros((BLOCK_C, BLOCK_K), ACCUMULATE)
     # from L2, here and below: other programs wrote these
     pivot = tl.load(partials_ptr + offs_c, mask=mask_c, other=0.0, cache_modifier=".cg")
     for start in range(0, splits, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
-        sizes = split_sizes(offs_k, splits, n_vectors, vectors_per_split) * LANES
-        counts_k = tl.broadcast_to(sizes.to(ACCUMULATE)[None, :], (BLOCK_C, BLOCK_K))
+        sizes = split_sizes(offs_k, splits, n_vectors, vectors_per_split) * lanes
         mask = mask_c[:, None] & (offs_k < splits)[None, :]
         ptrs = partials_ptr + (offs_k * 3 * n_channels)[None, :] + offs_c[:, None]
         hi = tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
@@ -115,8 +130,10 @@ def merge_partials(
         m2_k = tl.load(ptrs + 2 * n_channels, mask=mask, other=0.0, cache_modifier=".cg")
         # an absent split has count 0, and its mean must not be far away: 0 * inf is NaN
         mean_k = tl.where(mask, (hi - pivot[:, None]) + lo, 0.0)
-        count_k, mean_k, m2_k = merge_moments(counts_k, mean_k, m2_k, 1)
-        count, mean, m2 = combine_moments(count, mean, m2, count_k, mean_k, m2_k)
+        count, mean, m2 = combine_moments(
+            count, mean, m2, sizes.to(ACCUMULATE)[None, :], mean_k, m2_k
+        )
+    _, mean, m2 = merge_moments(count, mean, m2, 1)
     return pivot, mean, m2
 
 
@@ -222,16 +239,12 @@ def statistics_kernel(
         CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, LANES, BLOCK_C, BLOCK_V,
     )  # fmt: skip
     if SPLIT:
-        partial = partials_ptr + split.to(tl.int64) * 3 * n_channels
-        mean_hi, mean_lo = two_word_sum(pivot, mean)
-        tl.store(partial + offs_c, mean_hi, mask=mask_c)
-        tl.store(partial + n_channels + offs_c, mean_lo, mask=mask_c)
-        tl.store(partial + 2 * n_channels + offs_c, m2, mask=mask_c)
+        publish_moments(partials_ptr, split, offs_c, mask_c, n_channels, pivot, mean, m2)
         # arrivals[0] counts blocks, arrivals[1 + block] the splits of a block
         if arrive_last(arrivals_ptr + 1 + block, splits):
             pivot, mean, m2 = merge_partials(
                 partials_ptr, offs_c, mask_c, n_channels, n_vectors, vectors_per_split, splits,
-                ACCUMULATE, LANES, BLOCK_C, BLOCK_K,
+                LANES, ACCUMULATE, BLOCK_C, BLOCK_K,
             )  # fmt: skip
             finish_statistics(
                 pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
@@ -248,9 +261,9 @@ def statistics_kernel(
         )  # fmt: skip
         if NORMALIZE:
             scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
-            offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
+            beta = load_channels(beta_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
             normalize_range(
-                x_ptr, y_ptr, mean_hi, mean_lo, scale, offset, offs_c, first, last,
+                x_ptr, y_ptr, mean_hi, mean_lo, scale, beta, offs_c, first, last,
                 n_channels, inner_vectors, magic, shift,
                 x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
                 True, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,

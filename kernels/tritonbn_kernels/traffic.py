@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from tritonbn_kernels.layout import view_of
 from tritonbn_kernels.plan import DeviceProfile
-from tritonbn_kernels.residency import plan_one_read
+from tritonbn_kernels.row_plans import plan_one_read
 
 MODES = ("forward_train", "forward_eval", "backward_train", "backward_eval")
 

@@ -39,6 +39,17 @@ def unpack(words, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def fp32_values(words, DTYPE: tl.constexpr):
+    """The fp32 values of int32 words, those of one word along a new last axis."""
+    parts = unpack(words, DTYPE)
+    if DTYPE == tl.float32:
+        values = tl.expand_dims(parts[0], -1)
+    else:
+        values = tl.join(parts[0], parts[1])
+    return values
+
+
+@triton.jit
 def interleave(values, DTYPE: tl.constexpr):
     """What `unpack` took apart, as DTYPE along the last axis."""
     if DTYPE == tl.float32:

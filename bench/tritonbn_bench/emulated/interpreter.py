@@ -5,6 +5,8 @@ Faults of the interpreter as shipped (seen on triton 3.6.0 and 3.9.0):
 - fp32 -> bf16 truncates, while the hardware rounds to nearest even; bf16 -> fp32 is right but slow.
 - on 3.6 with numpy >= 2.4 a tensor is no index: `range(n)` with a run-time `n` raises TypeError.
 - a float argument stays a Python float of 64 bits, while a launch passes it as fp32.
+- a sum along any axis but the last adds one value after the other, while a GPU adds in a tree: the
+  error of a long sum is then the interpreter's own.
 - numpy warns of overflow, division by zero and invalid operations, masked lanes included, where the
   hardware follows IEEE 754 in silence.
 
@@ -33,6 +35,7 @@ _cast_as_shipped = interpreter.InterpreterBuilder.cast_impl
 _patch_tensor_as_shipped = interpreter._patch_lang_tensor
 _convert_argument_as_shipped = interpreter._implicit_cvt
 _patch_lang_as_shipped = interpreter._patch_lang
+_sum_as_shipped = interpreter.ReduceOps.sum
 _launch_as_shipped = interpreter.GridExecutor.__call__
 
 
@@ -46,6 +49,7 @@ def mend_interpreter() -> None:
     interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter._patch_lang_tensor = _patch_tensor
     interpreter._implicit_cvt = _convert_argument
+    interpreter.ReduceOps.sum = _sum
     interpreter.GridExecutor.__call__ = _launch
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
@@ -96,6 +100,17 @@ def _to_bf16_bits(values: Any) -> Any:
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _sum(reduction: Any, values: Any) -> Any:
+    """`ReduceOps.sum` with the axis moved last, where numpy adds in pairs."""
+    if reduction.axis is None:
+        return _sum_as_shipped(reduction, values)
+    data = np.ascontiguousarray(np.moveaxis(values.handle.data, reduction.axis, -1))
+    total = np.sum(data, axis=-1)
+    if reduction.keep_dims:
+        total = np.expand_dims(total, reduction.axis)
+    return reduction.to_tensor(total, values.dtype)
 
 
 def _launch(executor: Any, *args: Any, **kwargs: Any) -> None:

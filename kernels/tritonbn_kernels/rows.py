@@ -1,0 +1,203 @@
+"""One read of rows: channels_last, and images whose planes are no multiple of 16 bytes.
+
+An item is one member of a group: the share of the rows, times a block of whole channels, that one
+program works on. PIECES tiles of it stay in registers between the sums and the end (`columns.py`);
+where a share is larger (a hybrid plan, STREAM > 0) the rest is read for the sums, STREAM tiles at a
+time, and once more to finish: backwards, from what L2 still holds. Groups and the persistent grid
+are those of `resident.py`, the protocol is in `group.py`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tritonbn_kernels.columns import (
+    add_tiles,
+    at_columns,
+    channel_moments,
+    channel_sum,
+    hold_rows,
+    input_gradient_tiles,
+    meet_tiles,
+    near_mean,
+    normalize_tiles,
+)
+from tritonbn_kernels.gradients import finish_gradients
+from tritonbn_kernels.group import agree_on_moments, agree_on_sums
+from tritonbn_kernels.moments import inverse_std, load_channels, offset_of, two_word_sum
+from tritonbn_kernels.statistics import finish_statistics
+from tritonbn_kernels.streams import (
+    stream_input_gradient,
+    stream_moments,
+    stream_normalize,
+    stream_sums,
+)
+from tritonbn_kernels.words import opaque
+
+
+@triton.jit
+def block_of(item, n_channels, n_rows, n_inner, rows_per_split, splits, block_channels):
+    """(block, member, first row, one past the last, first channel, channels) of an item."""
+    block = item // splits
+    member = item - block * splits
+    first = member * rows_per_split
+    last = tl.minimum(first + rows_per_split, n_rows)
+    channel = block * block_channels
+    return block, member, first, last, channel, tl.minimum(block_channels, n_channels - channel)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_rows", "n_inner", "rows_per_split", "splits", "block_channels",
+    "x_stride", "y_stride",
+])
+def rows_forward_kernel(
+    x_ptr, gamma_ptr, beta_ptr,
+    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
+    partials_ptr, arrivals_ptr, barriers_ptr,
+    n_channels, n_rows, n_inner, rows_per_split, splits, block_channels, x_stride, y_stride,
+    count, eps, momentum,
+    CUMULATIVE: tl.constexpr, GROUPED: tl.constexpr,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    PIECES: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """Statistics, running statistics and y of the items of this program."""
+    KEPT: tl.constexpr = "evict_first" if STREAM > 0 else ""
+    items = tl.cdiv(n_channels, block_channels) * splits
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        block, member, first, last, channel, channels = block_of(
+            item, n_channels, n_rows, n_inner, rows_per_split, splits, block_channels
+        )
+        column, n_columns = channel * n_inner, channels * n_inner
+        offs_c = channel + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < channel + channels
+        held = hold_rows(
+            x_ptr, first, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, PIECES, KEPT,
+        )  # fmt: skip
+        pivot = near_mean(held, first, last, DTYPE, BLOCK_N, PIECES)
+        mean = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+        m2 = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+        mean, m2 = meet_tiles(mean, m2, held, pivot, 0, first, last, DTYPE, BLOCK_N, PIECES)
+        if STREAM > 0:
+            mean, m2 = stream_moments(
+                mean, m2, x_ptr, pivot, first, first + PIECES * BLOCK_N, last,
+                column, n_columns, x_stride, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+            )  # fmt: skip
+        pivot, mean, m2 = channel_moments(
+            pivot, mean, m2, first, last, n_inner, BLOCK_N, BLOCK_C, BLOCK_S
+        )
+        if GROUPED:
+            pivot, mean, m2 = agree_on_moments(
+                pivot, mean, m2, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
+                n_channels, n_rows, rows_per_split, splits, n_inner, BLOCK_C, BLOCK_K,
+            )  # fmt: skip
+        if member == 0:
+            finish_statistics(
+                pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
+                running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
+                n_channels, tl.cdiv(n_channels, block_channels), count, eps, momentum,
+                None, None, CUMULATIVE, False, tl.float32,
+            )  # fmt: skip
+        mean_hi, mean_lo = two_word_sum(pivot, mean)
+        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32)
+        scale = scale * inverse_std(m2 / count, eps)
+        offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, tl.float32)
+        offset = at_columns(offset_of(offset, mean_lo, scale), n_inner, PACK, BLOCK_S, BLOCK_W)
+        scale = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
+        mean_hi = at_columns(mean_hi, n_inner, PACK, BLOCK_S, BLOCK_W)
+        again = opaque(first, ASM)
+        if STREAM > 0:
+            stream_normalize(
+                x_ptr, y_ptr, mean_hi, scale, offset, again + PIECES * BLOCK_N, last,
+                column, n_columns, x_stride, y_stride,
+                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+            )  # fmt: skip
+        normalize_tiles(
+            y_ptr, held, mean_hi, scale, offset, again, last, column, n_columns, y_stride,
+            DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
+        )  # fmt: skip
+
+
+# fmt: off
+@triton.jit(do_not_specialize=[
+    "n_channels", "n_rows", "n_inner", "rows_per_split", "splits", "block_channels",
+    "dy_stride", "x_stride", "dx_stride",
+])
+def rows_backward_kernel(
+    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, partials_ptr, barriers_ptr,
+    n_channels, n_rows, n_inner, rows_per_split, splits, block_channels,
+    dy_stride, x_stride, dx_stride,
+    count,
+    GROUPED: tl.constexpr,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    PIECES: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    # fmt: on
+    """dx, dgamma and dbeta (training) of the items of this program."""
+    KEPT: tl.constexpr = "evict_first" if STREAM > 0 else ""
+    items = tl.cdiv(n_channels, block_channels) * splits
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        block, member, first, last, channel, channels = block_of(
+            item, n_channels, n_rows, n_inner, rows_per_split, splits, block_channels
+        )
+        column, n_columns = channel * n_inner, channels * n_inner
+        offs_c = channel + tl.arange(0, BLOCK_C)
+        mask_c = offs_c < channel + channels
+        held_dy = hold_rows(
+            dy_ptr, first, last, column, n_columns, dy_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, PIECES, KEPT,
+        )  # fmt: skip
+        held_x = hold_rows(
+            x_ptr, first, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, PIECES, KEPT,
+        )  # fmt: skip
+        mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, tl.float32)
+        mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, tl.float32)
+        inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, tl.float32)
+        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
+        mean_at = at_columns(mean_hi, n_inner, PACK, BLOCK_S, BLOCK_W)
+        sum_dy = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+        sum_product = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+        sum_dy, sum_product = add_tiles(
+            sum_dy, sum_product, held_dy, held_x, mean_at, DTYPE, PIECES
+        )
+        if STREAM > 0:
+            sum_dy, sum_product = stream_sums(
+                sum_dy, sum_product, dy_ptr, x_ptr, mean_at, first + PIECES * BLOCK_N, last,
+                column, n_columns, dy_stride, x_stride,
+                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+            )  # fmt: skip
+        sum_dy = channel_sum(sum_dy, n_inner, BLOCK_C, BLOCK_S)
+        sum_product = channel_sum(sum_product, n_inner, BLOCK_C, BLOCK_S) - mean_lo * sum_dy
+        if GROUPED:
+            sum_dy, sum_product = agree_on_sums(
+                sum_dy, sum_product, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
+                n_channels, splits, BLOCK_C, BLOCK_K,
+            )  # fmt: skip
+        # one member writes the parameters' gradients
+        mask_writer = offs_c < tl.where(member == 0, channel + channels, 0)
+        mean_dy, slope = finish_gradients(
+            sum_dy, sum_product, inv_std, offs_c, mask_writer,
+            dgamma_ptr, dbeta_ptr, None, n_channels, count,
+        )  # fmt: skip
+        mean_dy = at_columns(mean_dy - mean_lo * slope, n_inner, PACK, BLOCK_S, BLOCK_W)
+        slope = at_columns(slope, n_inner, PACK, BLOCK_S, BLOCK_W)
+        scale = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
+        again = opaque(first, ASM)
+        if STREAM > 0:
+            stream_input_gradient(
+                dy_ptr, x_ptr, dx_ptr, mean_at, scale, mean_dy, slope,
+                again + PIECES * BLOCK_N, last, column, n_columns, dy_stride, x_stride, dx_stride,
+                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+            )  # fmt: skip
+        input_gradient_tiles(
+            dx_ptr, held_dy, held_x, mean_at, scale, mean_dy, slope, again, last,
+            column, n_columns, dx_stride,
+            DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""What a hybrid plan cannot hold: read for the sums, and once more to finish.
+
+The first pass asks the cache to keep what it reads; the second goes backwards, so that it begins
+with what was read last, and lets go of it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tritonbn_kernels.columns import (
+    add_tiles,
+    hold_rows,
+    input_gradient_tiles,
+    meet_tiles,
+    normalize_tiles,
+)
+
+
+@triton.jit
+def backward_start(step, begin, last, STEP: tl.constexpr):
+    """First row of the step that comes `step`-th from the end of [begin, last)."""
+    return begin + (tl.cdiv(last - begin, STEP) - 1 - step) * STEP
+
+
+# fmt: off
+@triton.jit
+def stream_moments(
+    mean, m2, x_ptr, pivot, first, begin, last, column, n_columns, x_stride,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
+):
+    # fmt: on
+    """Every slot's moments with the rows [begin, last) too; those from `first` were met before."""
+    for start in range(begin, last, STREAM * BLOCK_N):
+        tiles = hold_rows(
+            x_ptr, start, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_last",
+        )  # fmt: skip
+        met = ((start - first) // BLOCK_N).to(tl.float32)
+        mean, m2 = meet_tiles(mean, m2, tiles, pivot, met, start, last, DTYPE, BLOCK_N, STREAM)
+    return mean, m2
+
+
+# fmt: off
+@triton.jit
+def stream_normalize(
+    x_ptr, y_ptr, mean_hi, scale, offset, begin, last, column, n_columns, x_stride, y_stride,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
+):
+    # fmt: on
+    """Write y of the rows [begin, last), the last first."""
+    STEP: tl.constexpr = STREAM * BLOCK_N
+    for step in range(0, tl.cdiv(tl.maximum(last - begin, 0), STEP)):
+        start = backward_start(step, begin, last, STEP)
+        tiles = hold_rows(
+            x_ptr, start, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
+        )  # fmt: skip
+        normalize_tiles(
+            y_ptr, tiles, mean_hi, scale, offset, start, last, column, n_columns, y_stride,
+            DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_first",
+        )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def stream_sums(
+    sum_dy, sum_product, dy_ptr, x_ptr, mean_hi, begin, last, column, n_columns,
+    dy_stride, x_stride,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
+):
+    # fmt: on
+    """Every slot's sums with the rows [begin, last) too."""
+    for start in range(begin, last, STREAM * BLOCK_N):
+        dys = hold_rows(
+            dy_ptr, start, last, column, n_columns, dy_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_last",
+        )  # fmt: skip
+        xs = hold_rows(
+            x_ptr, start, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_last",
+        )  # fmt: skip
+        sum_dy, sum_product = add_tiles(sum_dy, sum_product, dys, xs, mean_hi, DTYPE, STREAM)
+    return sum_dy, sum_product
+
+
+# fmt: off
+@triton.jit
+def stream_input_gradient(
+    dy_ptr, x_ptr, dx_ptr, mean_hi, scale, mean_dy, slope, begin, last, column, n_columns,
+    dy_stride, x_stride, dx_stride,
+    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
+):
+    # fmt: on
+    """Write dx of the rows [begin, last), the last first."""
+    STEP: tl.constexpr = STREAM * BLOCK_N
+    for step in range(0, tl.cdiv(tl.maximum(last - begin, 0), STEP)):
+        start = backward_start(step, begin, last, STEP)
+        dys = hold_rows(
+            dy_ptr, start, last, column, n_columns, dy_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
+        )  # fmt: skip
+        xs = hold_rows(
+            x_ptr, start, last, column, n_columns, x_stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
+        )  # fmt: skip
+        input_gradient_tiles(
+            dx_ptr, dys, xs, mean_hi, scale, mean_dy, slope, start, last,
+            column, n_columns, dx_stride,
+            DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_first",
+        )  # fmt: skip
