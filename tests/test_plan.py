@@ -145,6 +145,8 @@ def test_unknown_pin_is_named() -> None:
         ("", {}),
         ("two_read", {"resident": 0}),
         ("one_read", {"resident": 1}),
+        ("hybrid", {"resident": 1, "stream": 2}),
+        ("one_read,stream=0", {"resident": 1, "stream": 0}),
         ("fused", {"resident": 0, "fused": 1}),
         ("split", {"resident": 0, "fused": 0}),
         ("block_c=64, pieces=4", {"block_c": 64, "pieces": 4}),
@@ -164,6 +166,7 @@ def test_text_names_plans_and_fields(text: str, pins: dict[str, int]) -> None:
         pytest.param("pieces=-1", r"got 'pieces=-1'", id="negative"),
         pytest.param("pieces=0", r"expected pieces to be positive, got 0", id="zero"),
         pytest.param("resident=2", r"expected resident to be 0 or 1, got 2", id="switch"),
+        pytest.param("programs=9", r"got 'programs=9'", id="may-hang"),
         pytest.param("num_warps=3", r"expected num_warps to be a power of two, got 3", id="warps"),
     ],
 )
