@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tritonbn_bench import cli, plan_table
+from tritonbn_bench import cli
+from tritonbn_bench.cases import DTYPES
 from tritonbn_bench.networks import NETWORKS
 from tritonbn_bench.plan_table import LAYOUTS, device_of, view_in
 from tritonbn_kernels import clear_cache, launch
@@ -107,7 +108,7 @@ def test_help_names_every_network_layout_dtype_and_device(ask: Ask) -> None:
     assert code == 0
     words = out.replace(",", " ").replace(".", " ").replace("{", " ").replace("}", " ").split()
     layouts = [layout for axes in LAYOUTS.values() for layout in axes]
-    assert {*NETWORKS, *DEVICES, *plan_table.DTYPES, *layouts, "local"} <= set(words)
+    assert {*NETWORKS, *DEVICES, *DTYPES, *layouts, "local"} <= set(words)
 
 
 def test_json_holds_what_the_table_shows(ask: Ask) -> None:

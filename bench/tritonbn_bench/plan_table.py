@@ -15,6 +15,7 @@ from tritonbn_kernels.layout import ChannelView, view_of
 from tritonbn_kernels.outlook import DEVICES, H200, Device, Outlook, Plan, outlook, scaled_to
 from tritonbn_kernels.plan import LaunchPlan, environment_pins
 from tritonbn_kernels.residency import ResidentPlan
+from tritonbn_kernels.row_plans import RowsPlan
 
 from .cases import DTYPES
 from .networks import NETWORKS, Layer
@@ -35,6 +36,7 @@ LEGEND = (
     "in flight: groups of programs at work together. held: stays on the chip between its uses.",
     "asked: tensors that programs read and write. memory, MB: of it, what no L2 cache serves.",
     "two reads: one launch that reads twice, without help of a cache. floor: a copy of the least.",
+    "filled: share of the memory's speed that so few programs can draw.",
 )
 
 
@@ -200,7 +202,7 @@ def as_text(wanted: Request, remark: str = "") -> str:
     lines = [
         f"{wanted.title}, N = {wanted.batch}, {wanted.dtype}, {wanted.layout}",
         f"{device.name}: {sms} SMs, copy {device.copy_speed / 1e12:.2f} TB/s, "
-        f"L2 {device.l2_bytes / 1e6:.0f} MB; {MODELLED}",
+        f"L2 {device.profile.l2_bytes / 1e6:.0f} MB; {MODELLED}",
     ]
     if remark:
         lines.append(remark)
@@ -210,23 +212,20 @@ def as_text(wanted: Request, remark: str = "") -> str:
     for name, (mode, tensors) in PASSES.items():
         pairs = _outlooks(wanted, mode, tensors)
         lines += ["", f"{name}, {MODELLED}", *_table(wanted, pairs)]
-    lines += [
-        "",
-        *LEGEND,
-    ]
+    lines += ["", *LEGEND]
     return "\n".join(lines)
 
 
 _HEAD = (
     *("shape", "layers", "plan", "groups", "in flight", "held", "asked", "memory", "MB"),
-    *("us", "two reads", "floor", "gain"),
+    *("us", "two reads, us", "floor, us", "gain"),
 )
 _LEFT = {"shape", "plan"}
 
 
 def _table(wanted: Request, pairs: Sequence[tuple[Layer, Outlook]]) -> list[str]:
     """Aligned lines: one for each shape, times of one layer, then the total of all layers."""
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for layer, expected in pairs:
         shape = "x".join(map(str, (wanted.batch, layer.channels, *layer.plane)))
         numbers = (expected.seconds, expected.two_read_seconds, expected.floor_seconds)
@@ -273,11 +272,13 @@ def plan_text(expected: Outlook) -> str:
     parts = [f"{expected.family} {_tile(plan)}"]
     if not isinstance(plan, LaunchPlan):
         parts.append(f"{plan.pieces} pieces")
-        if stream := getattr(plan, "stream", 0):
-            parts.append(f"streams {stream}")
+        if isinstance(plan, RowsPlan) and plan.stream:
+            parts.append(f"streams {plan.stream}")
     parts.append(f"{expected.members} members" if expected.members > 1 else "alone")
     if expected.launches > 1:
         parts.append(f"{expected.launches} launches")
+    if expected.filled < 1:
+        parts.append(f"{expected.filled:.0%} filled")
     return ", ".join(parts)
 
 
@@ -308,7 +309,7 @@ def as_json(wanted: Request, remark: str = "") -> str:
             "sm_count": device.profile.sm_count,
             "copy_speed": device.copy_speed,
             "l2_speed": device.l2_speed,
-            "l2_bytes": device.l2_bytes,
+            "l2_bytes": device.profile.l2_bytes,
         },
         "pins": environment_pins(),
     }

@@ -24,10 +24,11 @@ from tritonbn_kernels.plan import (
     plan_pointwise,
     plan_reduction,
 )
-from tritonbn_kernels.residency import NarrowPlan, ResidentPlan, plan_one_read
+from tritonbn_kernels.residency import ResidentPlan
+from tritonbn_kernels.row_plans import RowsPlan, plan_one_read
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
 
-Plan = ResidentPlan | NarrowPlan | LaunchPlan
+Plan = ResidentPlan | RowsPlan | LaunchPlan
 
 # share of the copy speed that a one-read kernel reaches. simulated: 96 to 100 % with two groups in
 # flight, less what the simulation leaves out
@@ -40,12 +41,8 @@ TWO_READ_SHARE = 0.92
 LAUNCH_SECONDS = 3e-6
 # seconds of a hybrid group in which memory is idle: drain, barrier, merging, restart. simulated
 HYBRID_GROUP_SECONDS = 3.5e-6
-# share of the L2 that serves second reads: the rest is on the far side or holds what is written.
-# assumed: 20 to 40 MB of an H200's 60 move a ResNet-50 by 5 %
-L2_SHARE = 0.5
 # how far an SM exceeds its share of the speeds where others are idle. assumed: its loads in flight
 SM_EXCESS = 2.0
-MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -53,22 +50,21 @@ class Device:
     """A device to plan for, and how fast it is: data sheets and others' measurements, not ours.
 
     copy_speed: bytes/s, read and written, of a copy far larger than the L2. l2_speed: bytes/s
-    between SMs and L2. l2_bytes: of the whole L2.
+    between SMs and L2.
     """
 
     name: str
     profile: DeviceProfile
     copy_speed: float
     l2_speed: float
-    l2_bytes: int
 
 
 # 4.8 TB/s on paper, a copy reaches 90 %; the L2 speed is that of an H100
-H200 = Device("H200", DeviceProfile(132), 4.3e12, 5.5e12, 60 * MEGABYTE)
+H200 = Device("H200", DeviceProfile(132, l2_bytes=60 * 10**6), 4.3e12, 5.5e12)
 # 3.35 TB/s on paper; 3.0 are published for memory-bound kernels
-H100 = Device("H100", DeviceProfile(132), 3.0e12, 5.5e12, 50 * MEGABYTE)
+H100 = Device("H100", DeviceProfile(132, l2_bytes=50 * 10**6), 3.0e12, 5.5e12)
 # 2.04 TB/s on paper, 81 % for a copy; the L2 is assumed to be twice as fast
-A100 = Device("A100", DeviceProfile(108), 1.65e12, 3.3e12, 40 * MEGABYTE)
+A100 = Device("A100", DeviceProfile(108, l2_bytes=40 * 10**6), 1.65e12, 3.3e12)
 DEVICES = {"h200": H200, "h100": H100, "a100": A100}
 
 
@@ -82,12 +78,13 @@ def scaled_to(profile: DeviceProfile, whole: Device, name: str) -> Device:
         profile=profile,
         copy_speed=whole.copy_speed * share,
         l2_speed=whole.l2_speed * share,
-        l2_bytes=int(whole.l2_bytes * share),
     )
 
 
 # the smallest slice of an H200: an eighth of its memory and L2
-DEVICES["mig16"] = scaled_to(DeviceProfile(16), H200, "MIG slice of an H200")
+DEVICES["mig16"] = scaled_to(
+    DeviceProfile(16, l2_bytes=60 * 10**6 // 8), H200, "MIG slice of an H200"
+)
 
 
 @dataclass(frozen=True)
@@ -168,9 +165,9 @@ def outlook(mode: str, views: tuple[ChannelView, ...], itemsize: int, device: De
     members = plans[0].splits
     at_once = _programs_at_once(plans[0], view, device.profile)
     in_flight = at_once / members
-    held = _held(plans[0], view) if family in ("resident", "narrow", "rows") else 0.0
+    held = _held(plans[0], view)
     again = 0.0 if least == twice else 1 - held
-    missed = again and _missed(plans[0], view, again, streams * tensor, in_flight, device)
+    missed = again and _missed(plans[0], view, again, streams * tensor, in_flight, device.profile)
     kind = "one read" if not again else "hybrid" if held else "two reads"
     requested, memory = (least + int(part * streams * tensor) for part in (again, missed))
     filled = min(1.0, SM_EXCESS * at_once / device.profile.sm_count)
@@ -235,28 +232,28 @@ def _programs_at_once(plan: Plan, view: ChannelView, profile: DeviceProfile) -> 
 
 
 def _held(plan: Plan, view: ChannelView) -> float:
-    """Share of each tensor that a one-read launch keeps in registers."""
-    if not getattr(plan, "stream", 0):
+    """Share of each tensor that stays in registers from first use to last."""
+    if isinstance(plan, LaunchPlan):
+        return 0.0
+    if isinstance(plan, ResidentPlan) or not plan.stream:
         return 1.0
-    share, held = plan.rows_per_split, plan.held_rows
-    last = view.n_outer - (plan.splits - 1) * share
-    return ((plan.splits - 1) * min(share, held) + min(last, held)) / view.n_outer
+    return 1 - plan.streamed_rows(view.n_outer) / view.n_outer
 
 
 def _missed(
-    plan: Plan, view: ChannelView, again: float, read: int, in_flight: float, device: Device
+    plan: Plan, view: ChannelView, again: float, read: int, in_flight: float, profile: DeviceProfile
 ) -> float:
-    """Share of the tensors read, `read` bytes, whose second read comes from memory.
+    """Share of the tensors read, `read` bytes, whose second read comes from memory, of the share
+    `again` that is read twice.
 
-    A hybrid group reads in reverse, so that the L2 serves its most recent part. A two-read kernel
-    reads forwards: the L2 serves all or nothing of what is between first and second read.
+    A hybrid group reads in reverse, so that the L2 serves its most recent part: all of the usable
+    L2, as if no two groups read again at the same time. A two-read kernel reads forwards: the L2
+    serves all or nothing of what is between first and second read.
     """
-    usable = L2_SHARE * device.l2_bytes
-    if not isinstance(plan, LaunchPlan):
-        group = read * min(plan.block_channels, view.n_channels) / view.n_channels
-        return max(0.0, again - usable / max(1, int(in_flight)) / group)
-    between = read if not plan.fused else read * in_flight / plan.blocks(view.n_channels)
-    return again if between > usable else 0.0
+    if isinstance(plan, LaunchPlan):
+        between = read * in_flight / plan.blocks(view.n_channels) if plan.fused else read
+        return again if between > profile.usable_l2 else 0.0
+    return max(0.0, again - profile.usable_l2 * plan.blocks(view.n_channels) / read)
 
 
 def _share(kind: str, family: str, members: int, in_flight: float) -> float:
