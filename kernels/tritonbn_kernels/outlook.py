@@ -35,11 +35,12 @@ Plan = ResidentPlan | RowsPlan | LaunchPlan
 ONE_READ_SHARE = 0.95
 # and with fewer than two groups in flight, when all programs wait at once. simulated: 65 to 78 %
 ALONE_SHARE = 0.74
-# share that a two-read kernel reaches. from others' measurements: 90 to 93 % for plain streams
+# share that a two-read kernel reaches. assumed: plain streams are published at about 90 %
 TWO_READ_SHARE = 0.92
-# seconds that a launch takes before and after its bytes move. from others' measurements
+# seconds that a launch takes before and after its bytes move. assumed: start and drain
 LAUNCH_SECONDS = 3e-6
-# seconds of a hybrid group in which memory is idle: drain, barrier, merging, restart. simulated
+# seconds of a hybrid group in which memory is idle. assumed: the latencies of the simulation, that
+# is arrival, poll, partial results, statistics, and the first loads after them
 HYBRID_GROUP_SECONDS = 3.5e-6
 # how far an SM exceeds its share of the speeds where others are idle. assumed: its loads in flight
 SM_EXCESS = 2.0
@@ -47,7 +48,7 @@ SM_EXCESS = 2.0
 
 @dataclass(frozen=True)
 class Device:
-    """A device to plan for, and how fast it is: data sheets and others' measurements, not ours.
+    """A device to plan for, and how fast it is: from data sheets and assumptions, not measured.
 
     copy_speed: bytes/s, read and written, of a copy far larger than the L2. l2_speed: bytes/s
     between SMs and L2.
@@ -59,11 +60,11 @@ class Device:
     l2_speed: float
 
 
-# 4.8 TB/s on paper, a copy reaches 90 %; the L2 speed is that of an H100
+# 4.8 TB/s on paper, of which a copy is assumed to reach 90 %; the L2 speed is that of an H100
 H200 = Device("H200", DeviceProfile(132, l2_bytes=60 * 10**6), 4.3e12, 5.5e12)
 # 3.35 TB/s on paper; 3.0 are published for memory-bound kernels
 H100 = Device("H100", DeviceProfile(132, l2_bytes=50 * 10**6), 3.0e12, 5.5e12)
-# 2.04 TB/s on paper, 81 % for a copy; the L2 is assumed to be twice as fast
+# 2.04 TB/s on paper, 81 % assumed for a copy; the L2 is assumed to be twice as fast
 A100 = Device("A100", DeviceProfile(108, l2_bytes=40 * 10**6), 1.65e12, 3.3e12)
 DEVICES = {"h200": H200, "h100": H100, "a100": A100}
 
