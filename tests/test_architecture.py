@@ -29,7 +29,11 @@ FORBIDDEN_ARROWS = {
     "bench": {"tests", "scripts"},
     "scripts": {"tritonbn", "tritonbn_kernels", "tritonbn_bench", "tests"},
 }
-PURE_PYTHON = {"kernels/tritonbn_kernels/plan.py", "kernels/tritonbn_kernels/traffic.py"}
+PURE_PYTHON = {
+    "kernels/tritonbn_kernels/outlook.py",
+    "kernels/tritonbn_kernels/plan.py",
+    "kernels/tritonbn_kernels/traffic.py",
+}
 # knowledge of autograd: functions with a backward live in the first file, the second and third
 # only ask whether a transform or a forward-mode level is active
 AUTOGRAD_FILES = {

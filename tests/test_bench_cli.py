@@ -31,7 +31,7 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("report",), ("env",)], ids=str)
+@pytest.mark.parametrize("arguments", [(), ("run",), ("report",), ("plan",), ("env",)], ids=str)
 def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> None:
     durations = []
     for _ in range(3):
@@ -44,7 +44,7 @@ def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> No
     assert min(durations) < 0.3
 
 
-@pytest.mark.parametrize("verb", ["run", "report", "env"])
+@pytest.mark.parametrize("verb", ["run", "report", "plan", "env"])
 def test_every_help_has_an_example(verb: str) -> None:
     if verb == "env":
         assert "tritonbn-bench env" in _bench(verb, "--help").stdout

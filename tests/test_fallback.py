@@ -21,6 +21,7 @@ from tritonbn_kernels.launch import (
     barrier_counters,
     device_profile,
 )
+from tritonbn_kernels.plan import pinned
 
 interpreted_only = pytest.mark.skipif(not INTERPRETED, reason="replaces the interpreter's launches")
 # by the kernels: shape and pins of groups of two
@@ -155,7 +156,7 @@ class _Stub:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Stub]:
     """A stub driver for kernels that are not interpreted; nothing is kept from before or after."""
-    for name in ("TRITONBN_TWO_READ", "TRITONBN_RESERVE_SMS"):
+    for name in ("TRITONBN_PLAN", "TRITONBN_RESERVE_SMS"):
         monkeypatch.delenv(name, raising=False)
     stub = _Stub()
     clear_cache()
@@ -193,14 +194,14 @@ def test_other_devices_wait_or_inline_only_what_they_can(
 def test_environment_is_read_again_after_clear_cache(
     driver: _Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert device_profile(KERNEL, 0).one_read
-    monkeypatch.setenv("TRITONBN_TWO_READ", "1")
+    assert (device_profile(KERNEL, 0).reserved_sms, pinned("resident", 1)) == (0, 1)
+    monkeypatch.setenv("TRITONBN_PLAN", "two_read")
     monkeypatch.setenv("TRITONBN_RESERVE_SMS", "12")
     # kept: a plan must not change amid a training
-    assert device_profile(KERNEL, 0).one_read
+    assert (device_profile(KERNEL, 0).reserved_sms, pinned("resident", 1)) == (0, 1)
     clear_cache()
     profile = device_profile(KERNEL, 0)
-    assert (profile.one_read, profile.reserved_sms) == (False, 12)
+    assert (profile.reserved_sms, pinned("resident", 1)) == (12, 0)
     assert profile.programs(128, 4) == 480
 
 

@@ -1,9 +1,11 @@
 """Plans cover every tensor, fill the device, and keep 16-byte accesses."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 
+from tritonbn_kernels import clear_cache
 from tritonbn_kernels.layout import CHANNELS_FIRST, ChannelView, view_of
 from tritonbn_kernels.plan import (
     INTERPRETER,
@@ -11,6 +13,7 @@ from tritonbn_kernels.plan import (
     LaunchPlan,
     division_by,
     pinned_plan,
+    pins_from,
     plan_pointwise,
     plan_reduction,
     vectors_of,
@@ -134,6 +137,79 @@ def test_unknown_pin_is_named() -> None:
         pinned_plan(block_k=3),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "pins"),
+    [
+        ("", {}),
+        ("two_read", {"resident": 0}),
+        ("one_read", {"resident": 1}),
+        ("hybrid", {"resident": 1, "stream": 2}),
+        ("one_read,stream=0", {"resident": 1, "stream": 0}),
+        ("fused", {"resident": 0, "fused": 1}),
+        ("split", {"resident": 0, "fused": 0}),
+        ("block_c=64, pieces=4", {"block_c": 64, "pieces": 4}),
+        ("split,splits=3", {"resident": 0, "fused": 0, "splits": 3}),
+    ],
+)
+def test_text_names_plans_and_fields(text: str, pins: dict[str, int]) -> None:
+    assert pins_from(text) == pins
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("three_read", r"expected plans of two_read.*got 'three_read'", id="name"),
+        pytest.param("block_k=3", r"with fields of block_c.*got 'block_k=3'", id="field"),
+        pytest.param("pieces=many", r"got 'pieces=many'", id="no-number"),
+        pytest.param("pieces=-1", r"got 'pieces=-1'", id="negative"),
+        pytest.param("pieces=0", r"expected pieces to be positive, got 0", id="zero"),
+        pytest.param("resident=2", r"expected resident to be 0 or 1, got 2", id="switch"),
+        pytest.param("programs=9", r"got 'programs=9'", id="may-hang"),
+        pytest.param("num_warps=3", r"expected num_warps to be a power of two, got 3", id="warps"),
+    ],
+)
+def test_text_that_names_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pins_from(text)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """TRITONBN_PLAN may be set; it is read anew, before and after."""
+    monkeypatch.delenv("TRITONBN_PLAN", raising=False)
+    clear_cache()
+    yield monkeypatch
+    monkeypatch.undo()
+    clear_cache()
+
+
+def test_environment_pins_a_plan_until_a_block_pins_another(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    view = _view(16, 3, 50176, False)
+    environment.setenv("TRITONBN_PLAN", "fused,block_c=2")
+    plan = plan_reduction(view, 2, H200, 8)
+    assert (plan.fused, plan.block_c) == (True, 2)
+    with pinned_plan(fused=0):
+        plan = plan_reduction(view, 2, H200, 8)
+    assert (plan.fused, plan.block_c) == (False, 2)
+
+
+def test_environment_is_read_once(environment: pytest.MonkeyPatch) -> None:
+    view = _view(16, 3, 50176, False)
+    free = plan_reduction(view, 2, H200, 8)
+    environment.setenv("TRITONBN_PLAN", "fused")
+    assert plan_reduction(view, 2, H200, 8) == free
+    clear_cache()
+    assert plan_reduction(view, 2, H200, 8).fused
+
+
+def test_bad_environment_says_which_variable(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TRITONBN_PLAN", "warp_drive")
+    with pytest.raises(ValueError, match=r"TRITONBN_PLAN: expected plans of .*'warp_drive'"):
+        plan_reduction(_view(2, 2, 1, True), 4, H200, 2)
 
 
 def test_division_by_multiplication_is_exact() -> None:

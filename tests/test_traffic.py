@@ -44,7 +44,8 @@ def test_unknown_mode_is_named() -> None:
     [
         pytest.param("forward_train", (64 * 3136, 3136, 1), True, id="forward-nchw"),
         pytest.param("backward_train", (64 * 3136, 3136, 1), True, id="backward-nchw"),
-        pytest.param("forward_train", (64 * 3136, 1, 64), False, id="forward-channels-last"),
+        pytest.param("forward_train", (64 * 3136, 1, 64), True, id="forward-channels-last"),
+        pytest.param("forward_train", (64 * 3136, 2, 128), False, id="forward-no-plan"),
         pytest.param("forward_eval", (64 * 3136, 1, 64), True, id="eval-reads-once-anyway"),
     ],
 )
@@ -56,3 +57,10 @@ def test_planned_bytes_are_those_of_the_plan(
     planned = planned_bytes(mode, shape, strides, 2, DeviceProfile(132))
     expected = floor_bytes if one_read else two_read_bytes
     assert planned == expected(mode, numel, 64, 2)
+
+
+def test_planned_bytes_of_a_hybrid_plan_lie_between() -> None:
+    shape, strides = (256, 64, 3136), (64 * 3136, 1, 64)
+    numbers = ("backward_train", 256 * 64 * 3136, 64, 2)
+    planned = planned_bytes("backward_train", shape, strides, 2, DeviceProfile(132))
+    assert floor_bytes(*numbers) < planned < two_read_bytes(*numbers)

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .networks import RESNET50, Layer
+
 __all__ = [
     "DTYPES",
     "LAYOUTS",
@@ -36,39 +38,6 @@ SWEEP_CHANNELS = (3, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SWEEP_BATCH, SWEEP_CHANNEL, SWEEP_PLANE = 32, 256, (28, 28)
 RESNET50_BATCH = 64
 
-
-@dataclass(frozen=True)
-class Layer:
-    """The layers of one network that share a shape.
-
-    Attributes:
-        names: what the layers are called in the network
-        channels: C
-        plane: sizes of the axes after the channel, at an input of 224 x 224 pixels
-        count: how many layers have this shape
-    """
-
-    names: str
-    channels: int
-    plane: tuple[int, ...]
-    count: int
-
-
-# He et al. 2016, table 1, with the stride in the 3 x 3 convolution: 53 layers in 12 shapes
-RESNET50 = (
-    Layer("bn1", 64, (112, 112), 1),
-    Layer("layer1.*.bn1, layer1.*.bn2", 64, (56, 56), 6),
-    Layer("layer1.*.bn3, layer1.0.downsample.1", 256, (56, 56), 4),
-    Layer("layer2.0.bn1", 128, (56, 56), 1),
-    Layer("layer2.1-3.bn1, layer2.*.bn2", 128, (28, 28), 7),
-    Layer("layer2.*.bn3, layer2.0.downsample.1", 512, (28, 28), 5),
-    Layer("layer3.0.bn1", 256, (28, 28), 1),
-    Layer("layer3.1-5.bn1, layer3.*.bn2", 256, (14, 14), 11),
-    Layer("layer3.*.bn3, layer3.0.downsample.1", 1024, (14, 14), 7),
-    Layer("layer4.0.bn1", 512, (14, 14), 1),
-    Layer("layer4.1-2.bn1, layer4.*.bn2", 512, (7, 7), 5),
-    Layer("layer4.*.bn3, layer4.0.downsample.1", 2048, (7, 7), 4),
-)
 
 # (batch, channels, origin) of inputs without a plane
 VECTORS = (

@@ -1,5 +1,5 @@
-"""The command line: `tritonbn-bench run | report | env`. Nothing heavy is imported before a verb
-is known, so that `--help` answers at once."""
+"""The command line: `tritonbn-bench run | report | plan | env`. Nothing heavy is imported before a
+verb is known, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .jobs import Run
@@ -36,6 +36,14 @@ RUN_EXAMPLES = """examples:
 
 Without a GPU the kernels run in Triton's interpreter: accuracy, training and modelled traffic are
 reported, and no speed is.
+"""
+PLAN_EXAMPLES = """examples:
+  tritonbn-bench plan resnet50 --batch 256 --layout nhwc    every layer of a network
+  tritonbn-bench plan 32 64 56 56 --dtype fp32              one shape, N C H W
+  TRITONBN_PLAN=two_read tritonbn-bench plan resnet18       the same with a plan pinned
+
+networks: resnet18, resnet50, resnet101, mobilenet_v2, efficientnet_b0, densenet121, unet,
+resnet3d18, mlp. Times and traffic are modelled, not measured; no GPU is needed.
 """
 
 
@@ -129,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(verb=_report)
     report.add_argument("folder", type=Path, metavar="DIR", help="where results.json lies")
+    _add_plan(verbs, raw)
     env = verbs.add_parser(
         "env",
         help="print what a bug report needs",
@@ -138,6 +147,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     env.set_defaults(verb=_env)
     return parser
+
+
+def _add_plan(verbs: Any, raw: type[argparse.HelpFormatter]) -> None:
+    plan = verbs.add_parser(
+        "plan",
+        help="print which kernels a network or a shape gets, and what is expected of them",
+        description="Print the plan of every BatchNorm layer, its modelled traffic and time.",
+        epilog=PLAN_EXAMPLES,
+        formatter_class=raw,
+    )
+    plan.set_defaults(verb=_plan)
+    plan.add_argument(
+        "what", nargs="+", metavar="NETWORK|SIZE", help="a network, or sizes N C [D] [H W]"
+    )
+    plan.add_argument("--batch", type=int, metavar="N", help="of a network (default: 32)")
+    plan.add_argument(
+        "--dtype",
+        choices=["fp32", "fp16", "bf16", "fp64"],
+        default="bf16",
+        help="of the activations (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--layout",
+        choices=["nc", "ncl", "nlc", "nchw", "nhwc", "ncdhw", "ndhwc"],
+        help="order of the axes in memory (default: channels first)",
+    )
+    plan.add_argument(
+        "--device",
+        choices=["h200", "h100", "a100", "mig16", "local"],
+        help="mig16: a slice of 16 SMs; local: this machine's GPU, the default if there is one, "
+        "else h200",
+    )
+    plan.add_argument("--json", action="store_true", help="print figures for a program")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .plan_table import as_json, as_text, device_of, request
+
+    try:
+        device, remark = device_of(options.device)
+        wanted = request(options.what, options.batch, options.dtype, options.layout, device)
+        print((as_json if options.json else as_text)(wanted, remark))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return PASSED
 
 
 def _run(options: argparse.Namespace) -> int:

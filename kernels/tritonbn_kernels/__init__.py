@@ -12,7 +12,7 @@ from tritonbn_kernels.forward import (
     forward_call,
 )
 from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, record_launches
-from tritonbn_kernels.plan import clear_plan_caches, pinned_plan, plan_cache
+from tritonbn_kernels.plan import clear_plan_caches, environment_pins, pinned_plan, plan_cache
 
 __all__ = [
     "ForwardCall",
@@ -30,6 +30,8 @@ __all__ = [
 
 
 def clear_cache() -> None:
-    """Forget plans, compiled launches and device properties, as after another driver was set."""
+    """Forget plans, compiled launches, device properties and what the environment asked for, as
+    after another driver was set."""
+    environment_pins.cache_clear()
     clear_plan_caches()
     forget_devices()

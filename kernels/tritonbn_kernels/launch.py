@@ -237,7 +237,6 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
             # register cap: none waits there
             cooperative=cuda and target.arch >= 80,
             assembly=cuda and target.arch >= 80,
-            one_read=not os.environ.get("TRITONBN_TWO_READ"),
             reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
             l2_bytes=_l2_bytes(device),
         )

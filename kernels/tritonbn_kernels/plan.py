@@ -12,6 +12,8 @@ The thresholds are modelled, not measured; each row says on what.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,14 +232,76 @@ _caches: list[dict[Any, Any]] = []
 _CACHE_LIMIT = 8192
 
 
+# plans that TRITONBN_PLAN calls by name, each as the fields it pins. hybrid: of the tiles read at a
+# time, as many as forward and backward both have registers for
+PLAN_NAMES: dict[str, dict[str, int]] = {
+    "two_read": {"resident": 0},
+    "one_read": {"resident": 1},
+    "hybrid": {"resident": 1, "stream": 2},
+    "fused": {"resident": 0, "fused": 1},
+    "split": {"resident": 0, "fused": 0},
+}
+# with fewer programs than members a group would wait for ever: a field for tests alone
+_FIELDS = sorted(PINNABLE - {"programs"})
+_SWITCHES = frozenset({"fused", "resident"})
+_POWERS_OF_TWO = frozenset({"block_n", "block_v", "num_warps"})
+
+
+def pins_from(text: str) -> dict[str, int]:
+    """The pins that a text such as `two_read` or `one_read,pieces=4` asks for; none if it is empty.
+
+    Raises:
+        ValueError: neither the name of a plan nor `field=n` with a field that can be pinned.
+    """
+    pins: dict[str, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = item.partition("=")
+        if item in PLAN_NAMES:
+            pins.update(PLAN_NAMES[item])
+        elif name in _FIELDS and value.isdecimal():
+            pins[name] = _checked(name, int(value))
+        else:
+            raise ValueError(
+                f"expected plans of {', '.join(PLAN_NAMES)}, or field=n with fields of "
+                f"{', '.join(_FIELDS)}, got {item!r}"
+            )
+    return pins
+
+
+def _checked(name: str, value: int) -> int:
+    if name in _SWITCHES and value > 1:
+        raise ValueError(f"expected {name} to be 0 or 1, got {value}")
+    if name not in {*_SWITCHES, "stream"} and value < 1:
+        raise ValueError(f"expected {name} to be positive, got {value}")
+    if name in _POWERS_OF_TWO and value & (value - 1):
+        raise ValueError(f"expected {name} to be a power of two, got {value}")
+    return value
+
+
+@functools.cache
+def environment_pins() -> dict[str, int]:
+    """The pins of the environment variable TRITONBN_PLAN, read once: a plan must not change amid a
+    training. `tritonbn_kernels.clear_cache` lets it be read again.
+
+    Raises:
+        ValueError: as `pins_from`.
+    """
+    try:
+        return pins_from(os.environ.get("TRITONBN_PLAN", ""))
+    except ValueError as error:
+        raise ValueError(f"TRITONBN_PLAN: {error}") from error
+
+
 def pinned(name: str, free: int) -> int:
-    """The pinned value of a field, else `free`."""
-    return _pinned.get(name, free)
+    """The pinned value of a field, else `free`; `pinned_plan` precedes the environment."""
+    if name in _pinned:
+        return _pinned[name]
+    return environment_pins().get(name, free)
 
 
 def is_pinned(*names: str) -> bool:
     """Whether any of these fields is pinned."""
-    return any(name in _pinned for name in names)
+    return any(name in _pinned or name in environment_pins() for name in names)
 
 
 def plan_cache() -> dict[Any, Any]:
