@@ -24,12 +24,13 @@ OPERATIONS = ["training forward", "evaluation forward", "training backward"]
 
 
 class Net(nn.Module):
-    """Shared layers, a buffer and an attribute that change with every call, dropout, a hook."""
+    """Everything that a call may change: parameter, buffer, attributes, input, random states."""
 
     total: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
         self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(4)
         self.left = nn.BatchNorm2d(4)
@@ -39,7 +40,9 @@ class Net(nn.Module):
         self.fails = False
 
     def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
-        x = self.first(x)
+        # 0.0 and -0.0 are equal
+        self.zero.data.neg_()
+        x = self.first(x.mul_(2.0))
         y = self.norm(x) * scale
         self.total += y.detach().sum() + random.random() + float(numpy.random.rand())
         self.calls += 1

@@ -12,7 +12,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-_ABSENT = object()
+# integers of the same size, which tell 0.0 from -0.0
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _tensors_in(value: object, depth: int = 8) -> Iterator[Tensor]:
@@ -54,8 +55,14 @@ def _put_back(current: dict[Any, Any], values: dict[Any, Any]) -> None:
     current.update(values)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+def _restore_values(tensor: Tensor, copy: Tensor) -> None:
+    if tensor.shape != copy.shape or tensor.dtype is not copy.dtype:
+        tensor.data = copy
+        return
+    bits = _BITS.get(copy.itemsize, copy.dtype)
+    if not torch.equal(tensor.detach().view(bits), copy.view(bits)):
+        # by data: what autograd has kept of it is valid again
+        tensor.data.copy_(copy)
 
 
 @contextmanager
@@ -95,7 +102,7 @@ def untouched(model: nn.Module, *inputs: object) -> Iterator[None]:
         for value, depth in ((inputs, 8), *((vars(module), 2) for module in model.modules()))
         for tensor in _tensors_in(value, depth)
         # no other kind is compared and copied so simply
-        if tensor.layout is torch.strided and not tensor.is_meta
+        if tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
     }
     copies = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     devices = {tensor.get_device() for tensor in tensors.values() if tensor.is_cuda}
@@ -111,6 +118,4 @@ def untouched(model: nn.Module, *inputs: object) -> Iterator[None]:
                 one.restore()
             with torch.no_grad():
                 for tensor, copy in copies:
-                    if not _same(tensor, copy):
-                        # by data: what autograd has kept of it is valid again
-                        tensor.data.copy_(copy)
+                    _restore_values(tensor, copy)
