@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tritonbn_kernels import batch_norm_backward, batch_norm_forward, clear_cache, launch
-from tritonbn_kernels.launch import Launch, record_launches
+from tritonbn_kernels.launch import Launch, compile_only, record_launches
 from tritonbn_kernels.plan import REGISTER_CAP, DeviceProfile
 
 # what every kernel is compiled with
@@ -32,7 +32,12 @@ class _Kernel:
     def __init__(self) -> None:
         self.compiled = _Compiled()
         self.dispatched: list[tuple[Any, ...]] = []
+        self.warmed: list[tuple[Any, ...]] = []
         self.fn = SimpleNamespace(__name__="some_kernel")
+
+    def warmup(self, *arguments: Any, grid: tuple[int, ...], **constants: Any) -> _Compiled:
+        self.warmed.append((grid, arguments, constants))
+        return self.compiled
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def call(*arguments: Any, **constants: Any) -> _Compiled:
@@ -124,6 +129,17 @@ def test_every_recorder_sees_every_launch_until_it_ends(kernel: _Kernel) -> None
     assert (record.kernel, record.grid, record.num_warps) == ("some_kernel", (12, 1, 1), 4)
     assert record.constants == {"BLOCK": 64, "FLAG": True}
     assert record.compiled is kernel.compiled
+
+
+def test_first_call_can_compile_what_it_would_launch(kernel: _Kernel) -> None:
+    launched, x = _launch(kernel), torch.zeros(64)
+    with record_launches() as records, compile_only() as kernels:
+        launched((x,), 0.5)
+    assert kernels == [kernel.compiled]
+    assert (kernel.dispatched, kernel.compiled.runs, records) == ([], [], [])
+    launched((x,), 0.5)
+    # with the same arguments, or another kernel was compiled
+    assert kernel.dispatched == kernel.warmed
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from . import blocks, reference
 from ._convert import convert, revert
+from ._warmup import WarmupReport, warmup
 from .functional import backend, batch_norm, statistics
 from .modules import (
     BatchNorm1d,
@@ -19,6 +20,7 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "WarmupReport",
     "backend",
     "batch_norm",
     "blocks",
@@ -26,4 +28,5 @@ __all__ = [
     "reference",
     "revert",
     "statistics",
+    "warmup",
 ]

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,25 @@ def record_launches() -> Iterator[list[LaunchRecord]]:
     finally:
         # by identity: two empty lists are equal
         _recorders[:] = [other for other in _recorders if other is not records]
+
+
+# what new launches compile in this context instead of running
+_compiled_only: ContextVar[list[Any] | None] = ContextVar("compiled_only", default=None)
+
+
+@contextmanager
+def compile_only() -> Iterator[list[Any]]:
+    """The first call of a `Launch` in this context compiles, starts nothing and is not recorded;
+    the list that is given grows by Triton's kernel object, or its promise of one.
+
+    Calls after the first run as ever: only a `Launch` made for the purpose may be called inside.
+    """
+    kernels: list[Any] = []
+    token = _compiled_only.set(kernels)
+    try:
+        yield kernels
+    finally:
+        _compiled_only.reset(token)
 
 
 class LaunchRefusedError(RuntimeError):
@@ -165,6 +185,8 @@ class Launch:
 
     def _first(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
         compiled = self._dispatch(tensors, floats)
+        if _compiled_only.get() is not None:
+            return compiled
         unaligned = any(
             tensor.data_ptr() & _ALIGNMENT_MASK for tensor in tensors if tensor is not None
         )
@@ -176,9 +198,10 @@ class Launch:
         return compiled
 
     def _dispatch(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
-        launch = self.kernel[self.grid]
+        kernels = _compiled_only.get()
+        launch = self.kernel[self.grid] if kernels is None else self._compile
         try:
-            return launch(
+            compiled = launch(
                 *tensors,
                 *self._integers,
                 *floats,
@@ -188,6 +211,12 @@ class Launch:
             )
         except RuntimeError as error:
             raise self._refusal(error) from error
+        if kernels is not None:
+            kernels.append(compiled)
+        return compiled
+
+    def _compile(self, *arguments: Any, **constants: Any) -> Any:
+        return self.kernel.warmup(*arguments, grid=self.grid, **constants)
 
     def _refusal(self, error: RuntimeError) -> RuntimeError:
         """What to raise: a `LaunchRefusedError` where the driver refuses a cooperative grid."""
@@ -196,6 +225,8 @@ class Launch:
         return error
 
     def _record(self, compiled: object | None) -> None:
+        if _compiled_only.get() is not None:
+            return
         name = self.kernel.fn.__name__
         for records in _recorders:
             records.append(

@@ -1,0 +1,300 @@
+"""The kernels of a model compiled before its first step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tritonbn_kernels import CompileAhead
+from tritonbn_kernels.launch import interpreted
+from tritonbn_kernels.normalize import normalize_kernel
+
+from . import _operators
+from ._progress import Progress, shown
+from ._untouched import untouched
+from .modules import _TritonBatchNorm
+
+__all__ = ["KernelCall", "WarmupReport", "warmup"]
+
+# more threads than this wait for one another more than they compile
+_MOST_WORKERS = 32
+
+
+class KernelCall(NamedTuple):
+    """One kind of call that the model makes.
+
+    operation: "training forward", "training backward", "evaluation forward" or "evaluation
+    backward"; shape, stride, dtype, device: of the layer's input, strides in elements.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """What `warmup` found and did; `str` of it is text for people.
+
+    Attributes:
+        engine: "triton"; "interpreter" or "torch" where nothing is to be compiled
+        layers: BatchNorm layers of tritonbn in the model
+        others: BatchNorm layers of other classes, left alone
+        calls: distinct kinds of calls of our kernels
+        kernels: distinct kernels that the calls launch
+        compiled, on_disk: how many of them were compiled and how many Triton found in its cache;
+            the rest was in this process already
+        seconds: time of the whole, in s
+        longest_seconds: of one compilation, in s; those beside it are waited for too
+        workers: compilations at a time
+        cache_folder, cache_bytes: where Triton keeps what it compiles, for all programs of this
+            user, and its size in bytes
+    """
+
+    engine: str
+    layers: int
+    others: int
+    calls: tuple[KernelCall, ...]
+    kernels: int
+    compiled: int
+    on_disk: int
+    seconds: float
+    longest_seconds: float
+    workers: int
+    cache_folder: str
+    cache_bytes: int
+
+    def __str__(self) -> str:
+        left = f"; {self.others} of other classes left alone" if self.others else ""
+        lines = [f"{self.layers} BatchNorm layers{left}"]
+        if self.engine == "torch":
+            lines.append("nothing to compile: on this input the layers run torch's own BatchNorm")
+            return "\n".join(lines)
+        lines[0] += f"; {len(self.calls)} kinds of calls"
+        if self.engine == "interpreter":
+            lines.append("nothing to compile: Triton's interpreter runs the kernels")
+            return "\n".join(lines)
+        ready = self.kernels - self.compiled - self.on_disk
+        lines += [
+            f"{self.kernels} kernels: {self.compiled} compiled, {self.on_disk} found in the cache,"
+            f" {ready} in this process already",
+            f"{self.seconds:.1f} s with {self.workers} at a time, the longest"
+            f" {self.longest_seconds:.1f} s",
+            f"cache: {self.cache_folder}, {self.cache_bytes / 1e6:.1f} MB",
+        ]
+        return "\n".join(lines)
+
+
+def warmup(
+    model: nn.Module,
+    sample_input: Any,
+    *,
+    backward: bool = True,
+    evaluation: bool = True,
+    workers: int | None = None,
+    progress: Progress = None,
+) -> WarmupReport:
+    """Compile every kernel that the BatchNorm layers of `model` launch for such an input.
+
+    The model is called once, by its training flags and in the caller's autocast and grad mode, to
+    see what its layers get. Its BatchNorm is computed by torch in this call: none of our kernels
+    runs. Afterwards the first step compiles no kernel. Forward hooks run; a step's memory is used.
+
+    Args:
+        model: any module with layers of tritonbn. Of DistributedDataParallel and DataParallel the
+            module inside is called.
+        sample_input: what the model is called with: a tuple of positional arguments, a mapping of
+            keyword arguments, or the one argument. Shapes, layouts, dtypes and devices count.
+        backward: compile the backward pass too, for what requires a gradient; not where the caller
+            has switched gradients off.
+        evaluation: compile the evaluation of every layer that trains in this call too.
+        workers: compilations at a time; None for one per CPU of this process.
+        progress: a bar on stderr (True), none (False), or a bar on a terminal (None); or a
+            function of kernels done and kernels in all.
+
+    Returns:
+        What was found and done.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: no layer of tritonbn, a lazy layer that has seen no input, workers below 1.
+        The model's own error where it does not take the input.
+
+    Mutates: nothing of the model, its input or the random generators.
+    """
+    started = time.perf_counter()
+    model = _inner(model)
+    ours, others = _layers(model)
+    if workers is None:
+        workers = min(_usable_cpus(), _MOST_WORKERS)
+    if workers < 1:
+        raise ValueError(f"expected at least 1 worker, got {workers}")
+    arguments, keywords = _call_of(sample_input)
+    gradients = backward and torch.is_grad_enabled()
+    with CompileAhead(workers) as compiler:
+        with (
+            untouched(model, arguments, keywords),
+            torch.set_grad_enabled(gradients),
+            _Calls(compiler, gradients, evaluation) as seen,
+        ):
+            model(*arguments, **keywords)
+        with shown("compiling", progress, compiler.pending) as advance:
+            compiler.wait(advance)
+    seconds = [one.seconds for one in compiler.compiled if not one.on_disk]
+    folder = str(triton.knobs.cache.dir)
+    return WarmupReport(
+        engine=_engine(seen.calls),
+        layers=ours,
+        others=others,
+        calls=tuple(seen.calls.values()),
+        kernels=compiler.kernels,
+        compiled=len(seconds),
+        on_disk=len(compiler.compiled) - len(seconds),
+        seconds=time.perf_counter() - started,
+        longest_seconds=max(seconds, default=0.0),
+        workers=workers,
+        cache_folder=folder,
+        cache_bytes=_size(folder),
+    )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a module, got {type(model).__name__}")
+    # its forward prepares a reduction that a backward pass must end
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner: nn.Module = model.module
+        return inner
+    return model
+
+
+def _layers(model: nn.Module) -> tuple[int, int]:
+    """Numbers of BatchNorm layers: ours, and others."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    ours = sum(isinstance(module, _TritonBatchNorm) for module in norms)
+    if not ours:
+        raise ValueError(
+            f"expected a model with layers of tritonbn, got none, and {len(norms)} of other"
+            " classes: call tritonbn.convert(model) first"
+        )
+    for group in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in group:
+            if is_lazy(tensor):
+                raise ValueError(f"expected lazy layers that have seen an input, got {name}")
+    return ours, len(norms) - ours
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _call_of(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(sample, tuple):
+        return sample, {}
+    if isinstance(sample, Mapping):
+        return (), dict(sample)
+    return (sample,), {}
+
+
+def _engine(calls: Mapping[Any, KernelCall]) -> str:
+    if not calls:
+        return "torch"
+    return "interpreter" if interpreted(normalize_kernel) else "triton"
+
+
+def _size(folder: str) -> int:
+    """Bytes of the files in `folder`; another process may be writing there."""
+    total = 0
+    for path in Path(folder).rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes the calls of our operators: their kernels are compiled, torch computes the results."""
+
+    def __init__(self, compiler: CompileAhead, gradients: bool, evaluation: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: dict[object, KernelCall] = {}
+        self._compiler = compiler
+        self._gradients = gradients
+        self._evaluation = evaluation
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch.no_grad():
+            if func is _operators._forward_op:
+                return self._forward(*args)
+            if func is _operators._eval_op:
+                return self._forward(*args[:5], None, False, 0.0, args[5])
+            if func is _operators._backward_op:
+                dy, x, weight, _, training, *needs = args
+                self._backward(dy, x, weight, training, tuple(needs))
+                return tuple(one.zero_() for one in _operators._backward_fake(*args))
+        return func(*args, **(kwargs or {}))
+
+    def _forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        weight, bias, mean, var, _, training, momentum, eps = others
+        self._compile_forward(x, *others)
+        if training and self._evaluation and mean is not None:
+            # a layer hands over no count in evaluation
+            self._compile_forward(x, weight, bias, mean, var, None, False, momentum, eps)
+        y, saved = _operators._forward_fake(x)
+        needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias))
+        if self._gradients and any(needs):
+            dy = torch.empty_like(y)
+            self._backward(dy, x, weight, training, (True, *needs[1:]))
+            # x may be the model's input; or what a reentrant checkpoint made without a graph
+            if not needs[0]:
+                self._backward(dy, x, weight, training, needs)
+        with torch.autocast(x.device.type, enabled=False):
+            if training:
+                mean = var = None
+            y.copy_(F.batch_norm(x, mean, var, weight, bias, training, 0.0, eps))
+        return y, saved.zero_()
+
+    def _compile_forward(self, x: Tensor, *others: Any) -> None:
+        *vectors, training, momentum, eps = others
+        constants = (momentum, eps) if x.dtype is torch.float64 else momentum is None
+        if self._is_new("forward", x, training, *map(_kind, vectors), constants):
+            _operators._on_device(x, self._compiler.forward, x, *others)
+
+    def _backward(
+        self, dy: Tensor, x: Tensor, weight: Tensor | None, training: bool, needs: tuple[bool, ...]
+    ) -> None:
+        if self._is_new("backward", x, training, _kind(dy), dy.stride(), _kind(weight), needs):
+            _operators._on_device(x, self._compiler.backward, dy, x, weight, training, needs)
+
+    def _is_new(self, direction: str, x: Tensor, training: bool, *rest: object) -> bool:
+        operation = f"{'training' if training else 'evaluation'} {direction}"
+        call = KernelCall(operation, tuple(x.shape), x.stride(), x.dtype, x.device)
+        key = (call, _kind(x), rest)
+        if key in self.calls:
+            return False
+        self.calls[key] = call
+        return True
+
+
+def _kind(vector: Tensor | None) -> object:
+    """What of a tensor decides a kernel: its dtype, and whether it begins at 16 bytes."""
+    return None if vector is None else (vector.dtype, vector.data_ptr() & 15 == 0)
