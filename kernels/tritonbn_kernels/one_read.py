@@ -17,6 +17,7 @@ from tritonbn_kernels.launch import (
     barrier_counters,
     device_index,
     device_profile,
+    interpreted,
 )
 from tritonbn_kernels.plan import DeviceProfile, power_of_two_at_least
 from tritonbn_kernels.residency import ResidentPlan
@@ -52,6 +53,9 @@ def _arguments(
         return None
     profile = device_profile(planes, device_index(planes, x))
     plan = plan_one_read(geometry.views, geometry.itemsize, profile, streams)
+    if plan is not None and plan.splits > 1 and not (profile.cooperative or interpreted(planes)):
+        # a pinned plan: programs that are not all running would wait for ever
+        return None
     if isinstance(plan, RowsPlan):
         return _rows_arguments(rows, plan, geometry, profile, x)
     return None if plan is None else _planes_arguments(planes, plan, geometry, profile, x)

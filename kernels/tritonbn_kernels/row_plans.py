@@ -42,11 +42,12 @@ ROW_PIECES = {1: 14, 2: 7}
 NARROW_PIECES = {1: (8, 12), 2: (4, 6)}
 # share of a row that whole channels must fill
 NARROW_FILL = 0.5
-# hybrid: bytes of a row, tiles of each tensor that are held, tiles that are read at a time beyond
-# them. compiled, not timed: no stack, 12 (6 + 6) up to 48 bytes
-HYBRID_ROW_BYTES = 64
+# hybrid: tiles of each tensor that are held, and that are read at a time beyond them. compiled, not
+# timed: no stack in channels_last, where 12 (6 + 6) keep up to 48 bytes; more of narrow planes
 HYBRID_PIECES = {1: 10, 2: 5}
 HYBRID_STREAM = {1: 4, 2: 2}
+# bytes of a row of a hybrid plan in channels_last. modelled: half a line, in groups half as large
+HYBRID_ROW_BYTES = 64
 # share of a group that must stay on chip, L2 included, for a hybrid plan. modelled: below it the
 # waiting costs more than the second read that is spared
 HYBRID_SHARE = 0.1
@@ -251,24 +252,25 @@ def _access(views: tuple[ChannelView, ...], itemsize: int) -> int:
 
 
 def _narrow(rows: _Rows) -> RowsPlan | None:
-    """Whole channels in rows of 4 KB, or None where they fill too little of one or do not fit."""
+    """Whole channels in rows of 4 KB, or None where they fill too little of one."""
     block_w = rows.block_w(TILE_WORDS * 4)
     block_channels = rows.block_channels(block_w)
     if block_channels * rows.n_inner < NARROW_FILL * block_w * 4 // rows.itemsize:
         return None
     most = max(rows.programs // 2, 1) if rows.device.cooperative else 1
-    for pieces in NARROW_PIECES[rows.streams]:
+    for pieces in () if pinned("stream", 0) else NARROW_PIECES[rows.streams]:
         members = rows.members(block_w, pieces)
         if members <= most or is_pinned("splits"):
             return rows.plan(block_w, rows.enough(members, block_w, pieces, most))
-    return None
+    return _hybrid(rows, block_w)
 
 
 def _channels_last(rows: _Rows) -> RowsPlan | None:
     """One program for a block of channels where it can hold all rows, else the widest rows whose
     groups fit, else a hybrid plan, else None."""
+    hybrid_w = rows.block_w(HYBRID_ROW_BYTES)
     if pinned("stream", 0):
-        return _hybrid(rows)
+        return _hybrid(rows, hybrid_w)
     pieces = ROW_PIECES[rows.streams]
     widths = [rows.block_w(row_bytes) for row_bytes in ROW_BYTES]
     if is_pinned("splits"):
@@ -285,17 +287,19 @@ def _channels_last(rows: _Rows) -> RowsPlan | None:
         members, most = rows.members(block_w, pieces), min(rows.programs // 2, merged)
         if members <= most:
             return rows.plan(block_w, rows.enough(members, block_w, pieces, most))
-    return _hybrid(rows)
+    return _hybrid(rows, hybrid_w)
 
 
-def _hybrid(rows: _Rows) -> RowsPlan | None:
+def _hybrid(rows: _Rows, block_w: int) -> RowsPlan | None:
     """As many rows as fit are held, the rest is read twice; None where that spares too little."""
-    block_w, pieces = rows.block_w(HYBRID_ROW_BYTES), HYBRID_PIECES[rows.streams]
+    stream = pinned("stream", HYBRID_STREAM[rows.streams])
+    if stream == 0 or not (rows.device.cooperative or is_pinned("stream")):
+        return None
+    pieces = HYBRID_PIECES[rows.streams]
     # two groups in flight, where there are two
     members = max(1, rows.programs // min(2, rows.blocks(block_w)))
     held = members * pieces * rows.block_n(block_w) * block_w * 4 * rows.streams
     group = rows.n_rows * block_w * 4 * rows.streams
     if held + rows.device.usable_l2 < HYBRID_SHARE * group and not is_pinned("stream"):
         return None
-    stream = HYBRID_STREAM[rows.streams]
     return rows.plan(block_w, members, pieces, stream)
