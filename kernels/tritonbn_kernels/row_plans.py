@@ -225,7 +225,7 @@ def plan_rows(
     """
     if itemsize not in (2, 4) or views[0].n_outer >= MOST_ROWS:
         return None
-    if not pinned("resident", device.one_read and not is_pinned("fused", "splits", "block_v")):
+    if not pinned("resident", not is_pinned("fused", "splits", "block_v")):
         return None
     view, last = views[0], views[0].family == CHANNELS_LAST
     vector = _access(views, itemsize)
