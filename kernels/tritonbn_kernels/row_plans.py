@@ -135,7 +135,7 @@ class _Rows:
 
     def block_n(self, block_w: int) -> int:
         """Rows of a whole tile."""
-        return pinned("block_n", TILE_WORDS * self.device.tile_scale // block_w)
+        return pinned("block_n", max(1, TILE_WORDS * self.device.tile_scale // block_w))
 
     def block_channels(self, block_w: int) -> int:
         """Whole channels in so many words that begin at multiples of an access."""
@@ -145,7 +145,7 @@ class _Rows:
         together = self.vector // gcd(self.vector, self.n_inner)
         fitting = columns // (self.n_inner * together) * together
         whole = self.n_channels * self.n_inner <= columns
-        return pinned("block_c", self.n_channels if whole else fitting)
+        return min(self.n_channels, pinned("block_c", self.n_channels if whole else fitting))
 
     def blocks(self, block_w: int) -> int:
         """Blocks of channels."""
@@ -194,6 +194,16 @@ class _Rows:
             max_registers=MAX_REGISTERS,
         )
 
+    def can_be_launched(self, plan: RowsPlan) -> bool:
+        """Whether pins left a plan of few enough pieces, with rows that a tile can hold, and with
+        blocks of channels that begin at multiples of an access: the kernels rely on it."""
+        together = plan.block_channels * self.n_inner
+        return (
+            plan.pieces <= MOST_PIECES
+            and plan.block_w <= TILE_WORDS * self.device.tile_scale
+            and (plan.block_channels == self.n_channels or together % self.vector == 0)
+        )
+
 
 def plan_one_read(
     views: tuple[ChannelView, ...], itemsize: int, device: DeviceProfile, streams: int
@@ -233,7 +243,7 @@ def plan_rows(
         return None
     rows = _Rows(view.n_outer, view.n_channels, view.n_inner, itemsize, vector, streams, device)
     plan = _channels_last(rows) if last else _narrow(rows)
-    return None if plan is None or plan.pieces > MOST_PIECES else plan
+    return plan if plan is not None and rows.can_be_launched(plan) else None
 
 
 def _access(views: tuple[ChannelView, ...], itemsize: int) -> int:
@@ -296,8 +306,10 @@ def _hybrid(rows: _Rows, block_w: int) -> RowsPlan | None:
     if stream == 0 or not (rows.device.cooperative or is_pinned("stream")):
         return None
     pieces = HYBRID_PIECES[rows.streams]
-    # two groups in flight, where there are two
-    members = max(1, rows.programs // min(2, rows.blocks(block_w)))
+    members = 1
+    if rows.device.cooperative:
+        # two groups in flight, where there are two
+        members = max(1, rows.programs // min(2, rows.blocks(block_w)))
     held = members * pieces * rows.block_n(block_w) * block_w * 4 * rows.streams
     group = rows.n_rows * block_w * 4 * rows.streams
     if held + rows.device.usable_l2 < HYBRID_SHARE * group and not is_pinned("stream"):
