@@ -36,6 +36,9 @@ ROW_BYTES = (128, 64, 32)
 # tiles of each tensor that one program holds: 112 KB an SM. compiled, not timed: so many keep up to
 # 40 bytes of stack in half precision, two more 112
 ROW_PIECES = {1: 14, 2: 7}
+# share of two items an SM with which a device counts as full. modelled: narrower rows cost as much
+# as the rest brings
+FILL = 0.75
 # narrow planes: tiles of each tensor that one program may hold, in order of preference. compiled,
 # not timed: 8 (4 + 4) keep up to 208 bytes of stack forward and none backward in half precision,
 # 12 (6 + 6) up to 288 and 248
@@ -277,7 +280,7 @@ def _narrow(rows: _Rows) -> RowsPlan | None:
 
 def _channels_last(rows: _Rows) -> RowsPlan | None:
     """One program for a block of channels where it can hold all rows, else the widest rows whose
-    groups fit, else a hybrid plan, else None."""
+    groups fit and fill the device, else a hybrid plan, else None."""
     hybrid_w = rows.block_w(HYBRID_ROW_BYTES)
     if pinned("stream", 0):
         return _hybrid(rows, hybrid_w)
@@ -292,11 +295,16 @@ def _channels_last(rows: _Rows) -> RowsPlan | None:
         return rows.plan(filling[0] if filling else alone[-1], 1)
     if not rows.device.cooperative:
         return None
+    fitting = []
     for block_w in widths:
         merged = MERGE_BYTES // (PARTIAL_BYTES[rows.streams] * rows.block_channels(block_w))
         members, most = rows.members(block_w, pieces), min(rows.programs // 2, merged)
         if members <= most:
-            return rows.plan(block_w, rows.enough(members, block_w, pieces, most))
+            fitting.append((block_w, rows.enough(members, block_w, pieces, most)))
+    if fitting:
+        items = [members * rows.blocks(block_w) for block_w, members in fitting]
+        full = [count >= FILL * rows.filling for count in items]
+        return rows.plan(*fitting[full.index(True) if any(full) else items.index(max(items))])
     return _hybrid(rows, hybrid_w)
 
 

@@ -91,9 +91,11 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
     ((2, 3, 224, 224), CHANNELS_FIRST, ALL),
     # volumes, and one tile a channel
     ((2, 256, 4, 8, 8), CHANNELS_FIRST, WIDTHS),
-    # held by one program: no barrier, wide and narrow
+    # held by one program: no barrier, planes and rows
     ((8, 512, 28, 28), CHANNELS_FIRST, ("bf16",)),
     ((2, 2048, 7, 7), CHANNELS_FIRST, ("bf16",)),
+    # more narrow planes than a grid holds: a part is streamed
+    ((4096, 512, 7, 7), CHANNELS_FIRST, ("bf16",)),
     # as much as one program may hold
     ((256, 64, 112, 112), CHANNELS_FIRST, WIDTHS),
     # less than a warp has threads
@@ -102,6 +104,11 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
     ((70_000, 32, 32, 32), CHANNELS_FIRST, ("bf16",)),
     ((32, 64, 56, 56), CHANNELS_LAST, ALL),
     ((32, 2048, 7, 7), CHANNELS_LAST, WIDTHS),
+    # rows of a line, of half a line and of a sector, and more of them than a grid holds
+    ((64, 1024, 14, 14), CHANNELS_LAST, WIDTHS),
+    ((64, 512, 28, 28), CHANNELS_LAST, WIDTHS),
+    ((128, 512, 28, 28), CHANNELS_LAST, WIDTHS),
+    ((256, 64, 56, 56), CHANNELS_LAST, ALL),
     # a row that no vector divides, in one program and in many
     ((8, 35, 17, 19), CHANNELS_LAST, ALL),
     ((2, 3, 224, 224), CHANNELS_LAST, WIDTHS),
