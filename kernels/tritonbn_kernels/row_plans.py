@@ -178,8 +178,8 @@ class _Rows:
         members = -(-self.n_rows // share)
         block_n = min(self.block_n(block_w), power_of_two_at_least(share))
         tiles = -(-share // block_n)
-        stream = pinned("stream", stream)
         pieces = pinned("pieces", pieces or tiles)
+        stream = pinned("stream", stream if pieces < tiles else 0)
         items = members * -(-self.n_channels // block_channels)
         return RowsPlan(
             block_channels=block_channels,
@@ -187,7 +187,7 @@ class _Rows:
             block_n=block_n,
             block_w=block_w,
             vector_words=self.vector * self.itemsize // 4,
-            pieces=min(pieces, tiles) if stream else max(pieces, tiles),
+            pieces=min(pieces, tiles) if stream else max(tiles, pinned("pieces", 0)),
             stream=stream,
             splits=members,
             rows_per_split=share,
