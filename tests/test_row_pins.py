@@ -138,7 +138,7 @@ def test_pinned_hybrid_plan_waits_for_nobody_where_none_may(
 def test_pinned_group_is_launched_only_where_programs_run_together(
     layout: str, shape: tuple[int, ...], which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = {
+    step: Any = {
         "forward": one_read.ResidentForwardStep,
         "backward": one_read.ResidentBackwardStep,
     }[which]
