@@ -40,7 +40,7 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
     last = _last_calls.get(id(layer))
     if last is None:
         return None
-    owner, kind, settings, vectors, memories, device, arguments = last
+    owner, kind, settings, vectors, memories, device, tracked, prepared = last
     for vector, address, numel, dtype in memories:
         if vector.data_ptr() != address or vector.numel() != numel or vector.dtype is not dtype:
             return None
@@ -60,15 +60,15 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         and parameters.get("bias") is bias
         and buffers.get("running_mean") is running_mean
         and buffers.get("running_var") is running_var
-        and buffers.get("num_batches_tracked") is arguments[-1]
+        and buffers.get("num_batches_tracked") is tracked
         and not (running_mean is not None and running_mean.requires_grad)
         and not (running_var is not None and running_var.requires_grad)
         and forward_ad._current_level < 0
         and not _dispatch_modes()
         and _tracing_state() is None
     ):
-        call, (gamma, beta, mean, var, tracked), momentum, eps, _ = arguments
-        return run(call, x, gamma, beta, mean, var, tracked, momentum, eps)
+        bound, kept, gamma, beta = prepared
+        return run(bound, kept, x, gamma, beta)
     return None
 
 
@@ -103,6 +103,9 @@ def keep(
         return
     tracked = buffers.get("num_batches_tracked")
     number = id(layer)
+    call = forward_call(x, *taken, training, momentum, eps)
+    gamma, beta = taken[:2]
+    kept = (call, training, eps, None if beta is None else beta.dtype)
     _last_calls[number] = (
         weakref.ref(layer, lambda _: _last_calls.pop(number, None)),
         (x.shape, x.stride(), x.dtype, x.data_ptr() & 15),
@@ -114,11 +117,6 @@ def keep(
             if one is not None
         ),
         x.device,
-        (
-            forward_call(x, *taken, training, momentum, eps),
-            taken,
-            momentum,
-            eps,
-            tracked,
-        ),
+        tracked,
+        (call.bound(*taken, momentum, eps), kept, gamma, beta),
     )

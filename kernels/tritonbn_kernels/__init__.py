@@ -4,6 +4,7 @@ The ground floor of tritonbn. It knows tensors, layouts and plans, but no autogr
 which device runs what is decided a floor above.
 """
 
+from tritonbn_kernels.at_once import BoundCall
 from tritonbn_kernels.backward import batch_norm_backward
 from tritonbn_kernels.forward import (
     ForwardCall,
@@ -15,6 +16,7 @@ from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, rec
 from tritonbn_kernels.plan import clear_plan_caches, pinned_plan, plan_cache
 
 __all__ = [
+    "BoundCall",
     "ForwardCall",
     "LaunchRecord",
     "batch_norm_backward",
