@@ -42,7 +42,13 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         return None
     owner, kind, settings, vectors, memories, device, tracked, prepared = last
     for vector, address, numel, dtype in memories:
-        if vector.data_ptr() != address or vector.numel() != numel or vector.dtype is not dtype:
+        if (
+            vector.data_ptr() != address
+            or vector.numel() != numel
+            or vector.dtype is not dtype
+            # at the same address may begin another view
+            or not vector.is_contiguous()
+        ):
             return None
     own = layer.__dict__
     parameters, buffers = own["_parameters"], own["_buffers"]
@@ -52,6 +58,7 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         type(x) is Tensor
         and not _functorch_active()
         and x.layout is _STRIDED
+        and not x.is_neg()
         and x.device == device
         and (x.shape, x.stride(), x.dtype, x.data_ptr() & 15) == kind
         and owner() is layer
@@ -100,6 +107,9 @@ def keep(
     )
     # a parametrised layer makes its tensors anew for every call, and a strided one a dense copy
     if any(one is not None and all(one is not held for held in vectors) for one in taken[:4]):
+        return
+    # the kernels took copies with the sign in memory
+    if any(one is not None and one.is_neg() for one in vectors):
         return
     tracked = buffers.get("num_batches_tracked")
     number = id(layer)

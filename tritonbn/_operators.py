@@ -24,6 +24,7 @@ from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
 
 _T = TypeVar("_T")
+_Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
 # weight, bias, running_mean, running_var and num_batches_tracked
 _Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 # what the backward pass needs besides tensors: the call that ran (None where an operator did),
@@ -179,9 +180,12 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
             dbeta if needs[2] else None,
         )
     else:
+        if dy.is_neg():
+            dy = dy.resolve_neg()
         if call is not None and not (x.is_cuda and x.get_device() != torch.cuda.current_device()):
             dx, dgamma, dbeta = call.backward(dy, x, weight, saved, needs)
         else:
+            x, weight = _positive(x), _positive(weight)
             dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, training, *needs)
     if dbeta is not None and dbeta.dtype is not bias_dtype:
         dbeta = dbeta.to(bias_dtype)
@@ -320,10 +324,17 @@ def batch_norm(
         else:
             y, _ = _eval_op(*tensors[:5], eps)
         return y
+    # kernels read memory as it is; where operators are seen the dispatcher does this
+    x, weight, bias = _positive(x), _positive(weight), _positive(bias)
     vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
     call = _on_device(x, kernels.forward_call, x, *vectors, training, momentum, eps)
     kept = (call, training, eps, None if bias is None else bias.dtype)
     return run(partial(_called, call, vectors, momentum, eps), kept, x, weight, bias)
+
+
+def _positive(tensor: _Tensor) -> _Tensor:
+    """`tensor` with its sign in memory: that of the imaginary part of a conjugate is not."""
+    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
 
 
 def _called(
@@ -339,7 +350,7 @@ def _called(
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """`tritonbn_kernels.batch_statistics` with the device of `x` current."""
-    return _on_device(x, kernels.batch_statistics, x)
+    return _on_device(x, kernels.batch_statistics, _positive(x))
 
 
 def run(
