@@ -4,20 +4,34 @@ and never hang."""
 from collections import defaultdict
 from functools import cache
 
-from tritonbn_kernels.layout import ChannelView
+from tritonbn_kernels.layout import CHANNELS_LAST, ChannelView
 from tritonbn_kernels.outlook import Plan
 from tritonbn_kernels.plan import DeviceProfile, LaunchPlan, vectors_of
-from tritonbn_kernels.residency import ResidentPlan
-from tritonbn_kernels.row_plans import RowsPlan
+from tritonbn_kernels.residency import PIECE_BYTES, PIECES, ResidentPlan
+from tritonbn_kernels.row_plans import (
+    HYBRID_PIECES,
+    NARROW_PIECES,
+    ROW_PIECES,
+    RowsPlan,
+    plan_one_read,
+)
 
 # data registers of a thread that compile without spills, or nearly: 96 of planes, 64 of rows
 HELD_WORDS = {ResidentPlan: 96, RowsPlan: 64}
 
 
+def planned(
+    view: ChannelView, itemsize: int, device: DeviceProfile, streams: int
+) -> ResidentPlan | RowsPlan | None:
+    """The one-read plan of a launch whose tensors all have this view."""
+    return plan_one_read((view,) * (streams + 1), itemsize, device, streams)
+
+
 def assert_allowed(
     plan: Plan, view: ChannelView, itemsize: int, device: DeviceProfile, streams: int
 ) -> None:
-    """Fail unless a launch of this plan covers the tensor, fits on the device, and ends.
+    """Fail unless a launch of this plan, made without pins, covers the tensor, fits on the device,
+    holds nothing in vain, and ends.
 
     Args:
         plan: of one launch
@@ -31,9 +45,13 @@ def assert_allowed(
         return
     if isinstance(plan, ResidentPlan):
         _assert_planes(plan, view, itemsize)
+        assert plan.pieces <= max(PIECES[streams])
+        tile = plan.block_c * plan.block_v * plan.vector * itemsize
+        assert tile <= PIECE_BYTES * device.tile_scale
         words = plan.block_c * plan.block_v * plan.vector * itemsize // 4 * plan.pieces
     else:
         _assert_rows(plan, view, itemsize)
+        assert plan.pieces <= _most_row_pieces(plan, streams)
         words = plan.block_n * plan.block_w * (plan.pieces + plan.stream)
     threads = 32 * plan.num_warps
     assert words * streams <= HELD_WORDS[type(plan)] * threads * device.tile_scale
@@ -46,7 +64,7 @@ def assert_allowed(
     at_once = device.programs(plan.max_registers, plan.num_warps)
     assert plan.splits <= plan.programs == min(groups * plan.splits, at_once)
     # later rounds repeat the first ones
-    assert _ends(min(groups, 1 + 4 * plan.programs // plan.splits), plan.splits, plan.programs)
+    assert ends(min(groups, 1 + 4 * plan.programs // plan.splits), plan.splits, plan.programs)
 
 
 def _assert_two_read(plan: LaunchPlan, view: ChannelView) -> None:
@@ -66,6 +84,7 @@ def _assert_planes(plan: ResidentPlan, view: ChannelView, itemsize: int) -> None
     assert vectors * plan.vector == view.count
     assert (plan.splits - 1) * plan.vectors_per_split < vectors
     assert vectors <= plan.splits * plan.vectors_per_split
+    assert (plan.pieces - 1) * plan.block_v < plan.vectors_per_split
     assert plan.vectors_per_split <= plan.pieces * plan.block_v
     assert plan.vector * itemsize in (4, 8, 16)
     _assert_powers_of_two(plan.block_c, plan.block_v, plan.vector, plan.num_warps)
@@ -74,18 +93,26 @@ def _assert_planes(plan: ResidentPlan, view: ChannelView, itemsize: int) -> None
 def _assert_rows(plan: RowsPlan, view: ChannelView, itemsize: int) -> None:
     assert (plan.splits - 1) * plan.rows_per_split < view.n_outer
     assert view.n_outer <= plan.splits * plan.rows_per_split
+    assert (plan.pieces - 1) * plan.block_n < plan.rows_per_split
     if not plan.stream:
         assert plan.rows_per_split <= plan.pieces * plan.block_n
-        assert plan.streamed_rows(view.n_outer) == 0
-    assert plan.block_channels * view.n_inner * itemsize <= plan.block_w * 4
+    assert (plan.streamed_rows(view.n_outer) > 0) == (plan.stream > 0)
+    # whole channels, in at least half of a row's words
+    assert plan.block_w * 2 <= plan.block_channels * view.n_inner * itemsize <= plan.block_w * 4
     assert view.n_inner <= plan.block_s < 2 * view.n_inner
     # every block of channels begins at a multiple of an access
     access = 4 * plan.vector_words
-    assert access in (4, 8, 16)
+    assert access in ((4, 8, 16) if view.family == CHANNELS_LAST else (16,))
     for block in range(plan.blocks(view.n_channels) + 1):
         channel = min(block * plan.block_channels, view.n_channels)
         assert channel * view.n_inner * itemsize % access == 0
     _assert_powers_of_two(plan.block_s, plan.block_n, plan.block_w, plan.num_warps)
+
+
+def _most_row_pieces(plan: RowsPlan, streams: int) -> int:
+    if plan.stream:
+        return HYBRID_PIECES[streams]
+    return ROW_PIECES[streams] if plan.block_s == 1 else max(NARROW_PIECES[streams])
 
 
 def _assert_powers_of_two(*sizes: int) -> None:
@@ -94,7 +121,7 @@ def _assert_powers_of_two(*sizes: int) -> None:
 
 
 @cache
-def _ends(groups: int, members: int, programs: int) -> bool:
+def ends(groups: int, members: int, programs: int) -> bool:
     """Whether all programs end, each working on its items in order and waiting for its groups.
 
     Raises:

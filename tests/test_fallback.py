@@ -173,7 +173,7 @@ KERNEL = object()
 def test_profile_says_what_the_driver_says(driver: _Stub) -> None:
     profile = device_profile(KERNEL, 0)
     assert (profile.sm_count, profile.cooperative, profile.assembly) == (132, True, True)
-    assert (profile.one_read, profile.reserved_sms) == (True, 0)
+    assert profile.reserved_sms == 0
 
 
 @pytest.mark.parametrize(

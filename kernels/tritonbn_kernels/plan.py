@@ -62,15 +62,14 @@ class DeviceProfile:
 
     sm_count: SMs (compute units) that a launch may fill. tile_scale: factor by which tiles grow, 1
     on GPUs. cooperative: whether programs may wait for one another. assembly: whether PTX can be
-    inlined. one_read: whether one-read plans are made. reserved_sms: SMs that one-read plans leave
-    to others, such as collectives. registers, warps: of one SM. l2_bytes: of the L2 cache.
+    inlined. reserved_sms: SMs that one-read plans leave to others, such as collectives. registers,
+    warps: of one SM. l2_bytes: of the L2 cache.
     """
 
     sm_count: int
     tile_scale: int = 1
     cooperative: bool = True
     assembly: bool = True
-    one_read: bool = True
     reserved_sms: int = 0
     registers: int = 65536
     warps: int = 64

@@ -78,7 +78,7 @@ def plan_resident(
     word = vector * itemsize // 4
     if view.family != CHANNELS_FIRST or itemsize not in (2, 4) or word == 0:
         return None
-    if not pinned("resident", device.one_read and not is_pinned("fused", "splits")):
+    if not pinned("resident", not is_pinned("fused", "splits")):
         return None
     vectors = vectors_of(view, vector)
     block_c, block_v = _tile(view, itemsize, device, vector)

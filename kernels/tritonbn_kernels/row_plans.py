@@ -138,7 +138,7 @@ class _Rows:
 
     def block_n(self, block_w: int) -> int:
         """Rows of a whole tile."""
-        return pinned("block_n", TILE_WORDS * self.device.tile_scale // block_w)
+        return pinned("block_n", max(1, TILE_WORDS * self.device.tile_scale // block_w))
 
     def block_channels(self, block_w: int) -> int:
         """Whole channels in so many words that begin at multiples of an access."""
@@ -148,7 +148,7 @@ class _Rows:
         together = self.vector // gcd(self.vector, self.n_inner)
         fitting = columns // (self.n_inner * together) * together
         whole = self.n_channels * self.n_inner <= columns
-        return pinned("block_c", self.n_channels if whole else fitting)
+        return min(self.n_channels, pinned("block_c", self.n_channels if whole else fitting))
 
     def blocks(self, block_w: int) -> int:
         """Blocks of channels."""
@@ -178,8 +178,8 @@ class _Rows:
         members = -(-self.n_rows // share)
         block_n = min(self.block_n(block_w), power_of_two_at_least(share))
         tiles = -(-share // block_n)
-        stream = pinned("stream", stream)
         pieces = pinned("pieces", pieces or tiles)
+        stream = pinned("stream", stream if pieces < tiles else 0)
         items = members * -(-self.n_channels // block_channels)
         return RowsPlan(
             block_channels=block_channels,
@@ -187,7 +187,7 @@ class _Rows:
             block_n=block_n,
             block_w=block_w,
             vector_words=self.vector * self.itemsize // 4,
-            pieces=min(pieces, tiles) if stream else max(pieces, tiles),
+            pieces=min(pieces, tiles) if stream else max(tiles, pinned("pieces", 0)),
             stream=stream,
             splits=members,
             rows_per_split=share,
@@ -195,6 +195,16 @@ class _Rows:
             # of a smaller tile too every thread reads 16 bytes at a time
             num_warps=pinned("num_warps", max(1, min(ROW_WARPS, block_n * block_w // 128))),
             max_registers=MAX_REGISTERS,
+        )
+
+    def can_be_launched(self, plan: RowsPlan) -> bool:
+        """Whether pins left a plan of few enough pieces, with rows that a tile can hold, and with
+        blocks of channels that begin at multiples of an access: the kernels rely on it."""
+        together = plan.block_channels * self.n_inner
+        return (
+            plan.pieces <= MOST_PIECES
+            and plan.block_w <= TILE_WORDS * self.device.tile_scale
+            and (plan.block_channels == self.n_channels or together % self.vector == 0)
         )
 
 
@@ -228,7 +238,7 @@ def plan_rows(
     """
     if itemsize not in (2, 4) or views[0].n_outer >= MOST_ROWS:
         return None
-    if not pinned("resident", device.one_read and not is_pinned("fused", "splits", "block_v")):
+    if not pinned("resident", not is_pinned("fused", "splits", "block_v")):
         return None
     view, last = views[0], views[0].family == CHANNELS_LAST
     vector = _access(views, itemsize)
@@ -236,7 +246,7 @@ def plan_rows(
         return None
     rows = _Rows(view.n_outer, view.n_channels, view.n_inner, itemsize, vector, streams, device)
     plan = _channels_last(rows) if last else _narrow(rows)
-    return None if plan is None or plan.pieces > MOST_PIECES else plan
+    return plan if plan is not None and rows.can_be_launched(plan) else None
 
 
 def _access(views: tuple[ChannelView, ...], itemsize: int) -> int:
@@ -304,8 +314,10 @@ def _hybrid(rows: _Rows, block_w: int) -> RowsPlan | None:
     if stream == 0 or not (rows.device.cooperative or is_pinned("stream")):
         return None
     pieces = HYBRID_PIECES[rows.streams]
-    # two groups in flight, where there are two
-    members = max(1, rows.programs // min(2, rows.blocks(block_w)))
+    members = 1
+    if rows.device.cooperative:
+        # two groups in flight, where there are two
+        members = max(1, rows.programs // min(2, rows.blocks(block_w)))
     held = members * pieces * rows.block_n(block_w) * block_w * 4 * rows.streams
     group = rows.n_rows * block_w * 4 * rows.streams
     if held + rows.device.usable_l2 < HYBRID_SHARE * group and not is_pinned("stream"):
