@@ -21,6 +21,7 @@ import tarfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from environment import CORE, ROOT, checkout_environment, missing
 
 STEPS = ("tests", "accuracy", "bench", "report")
 STEP_SECONDS = 500.0
+# test files at a time: each process keeps its own memory on the GPU
+MOST_TESTS = 8
 # what one file of an archive may add up to, in bytes, before compression is even tried
 ARCHIVE_BYTES = 15 * 2**20
 # as timeout(1) says it: pytest and the bench have a meaning of their own for 3
@@ -67,25 +70,30 @@ def run(name: str, arguments: Sequence[str], log: Path, deadline: float) -> Outc
 
 
 def run_tests(state: Path, deadline: float) -> list[Outcome]:
-    """One pytest per file, so that a repeated step starts at the first file without a verdict."""
+    """One pytest per file, several at a time: most of a test's time is Triton's compiler, on one
+    core. A repeated step starts at the first file without a verdict."""
     if "pytest" in missing(["test"]):
         return [Outcome("tests", 1, 0.0, "not run: pytest is missing")]
-    outcomes = []
     folder = state / "tests"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
-        record = folder / f"{path.stem}.json"
-        if record.exists():
-            outcomes.append(Outcome(**json.loads(record.read_text(encoding="utf-8"))))
-            continue
-        verdict = folder / f"{path.stem}.xml"
-        arguments = ["-m", "pytest", str(path), "-q", f"--junitxml={verdict}"]
-        outcome = run(path.stem, arguments, folder / f"{path.stem}.log", deadline)
-        if outcome.code != UNFINISHED:
-            outcome = judge(outcome, verdict)
-            record.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-        outcomes.append(outcome)
-    return outcomes
+    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    with ThreadPoolExecutor(max(1, min(MOST_TESTS, (os.cpu_count() or 1) // 2))) as workers:
+        return list(workers.map(lambda path: run_test(path, folder, deadline), paths))
+
+
+def run_test(path: Path, folder: Path, deadline: float) -> Outcome:
+    """The tests of one file, or what they came to when they were run before."""
+    record = folder / f"{path.stem}.json"
+    if record.exists():
+        return Outcome(**json.loads(record.read_text(encoding="utf-8")))
+    verdict = folder / f"{path.stem}.xml"
+    arguments = ["-m", "pytest", str(path), "-q", "-p", "no:cacheprovider"]
+    arguments.append(f"--junitxml={verdict}")
+    outcome = run(path.stem, arguments, folder / f"{path.stem}.log", deadline)
+    if outcome.code != UNFINISHED:
+        outcome = judge(outcome, verdict)
+        record.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    return outcome
 
 
 def judge(outcome: Outcome, verdict: Path) -> Outcome:

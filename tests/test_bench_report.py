@@ -195,7 +195,10 @@ def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> 
     perform(["traffic"], run)
     rows = [row for row in run.results.rows if row.dtype == "fp32" and row.provider == "floor"]
     assert {row.kind for row in rows} == {"modelled"}
-    assert sum(row.count or 0 for row in rows) == 2 * 53
+    # two passes in two layouts, and the floor knows no layout
+    assert sum(row.count or 0 for row in rows) == 2 * 2 * 53
+    floors = [[row.value for row in rows if row.layout == layout] for layout in ("nchw", "nhwc")]
+    assert floors[0] == floors[1]
     first = next(row for row in rows if row.mode == "forward_train" and row.space == 112**2)
     # x read once, y written once, and 9 vectors of 64 channels
     assert first.value == 2 * 4 * 64 * 64 * 112**2 + 9 * 64 * 4

@@ -55,7 +55,7 @@ def test_network_time_of_an_unfinished_provider_is_not_given() -> None:
 def test_modelled_bytes_are_summed_over_the_layers() -> None:
     row = Row("traffic", "modelled", "a", "floor", "bytes moved", value=5.0, dtype="bf16", count=2)
     other = replace(row, case="b", value=1.0, count=1)
-    assert step_bytes([row, other]) == {("bf16", "", "floor"): 11.0}
+    assert step_bytes([row, other]) == {("bf16", "", "", "floor"): 11.0}
 
 
 def test_without_a_gpu_the_first_sentence_says_that_no_speed_was_measured() -> None:

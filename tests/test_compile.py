@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import tritonbn
 
 from .agreement import DEVICE, assert_agreement, kernels_run_on
+from .tolerances import error
 
 FORWARD = torch.ops.tritonbn.batch_norm_forward.default
 EVAL = torch.ops.tritonbn.batch_norm_eval.default
@@ -97,25 +98,37 @@ def test_three_training_steps_in_one_graph_are_the_eager_ones(
 @either_momentum
 @pytest.mark.slow
 @needs_compiler
-def test_inductor_trains_three_steps_as_exactly_as_eager_torch(
+def test_inductor_trains_three_steps_as_exactly_as_torchs_layers(
     momentum: float | None, launches: list[Any]
 ) -> None:
-    compiled = network(momentum)
-    models = [compiled, tritonbn.revert(copy.deepcopy(compiled))]
-    models.append(copy.deepcopy(models[1]).double())
-    batches = torch.randn(3, 4, 2, 2, 2, device=DEVICE)
-    runs = [torch.compile(compiled, fullgraph=True, backend="inductor"), *models[1:]]
-    losses = []
-    for model, run in zip(models, runs, strict=True):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        width = next(model.parameters()).dtype
-        losses.append(torch.stack(train(run, optimizer, batches.to(width))))
+    ours = network(momentum)
+    theirs = [tritonbn.revert(copy.deepcopy(ours)) for _ in range(2)]
+    models = [ours, *theirs, copy.deepcopy(theirs[0]).double()]
+    # the largest error of several trainings: of one it is a matter of luck whose is larger
+    trainings = torch.randn(5, 3, 4, 2, 2, 2, device=DEVICE)
+    # momentum None breaks the graph of torch's layers
+    compiled = [
+        torch.compile(model, fullgraph=model is ours, backend="inductor") for model in models[:2]
+    ]
+    losses, states = [], []
+    for model, run in zip(models, [*compiled, *models[2:]], strict=True):
+        start, width = copy.deepcopy(model.state_dict()), next(model.parameters()).dtype
+        results = []
+        for batches in trainings.to(width):
+            model.load_state_dict(start)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            results.append((train(run, optimizer, batches), flat(model.state_dict()).clone()))
+        losses.append(torch.cat([torch.stack(found) for found, _ in results]))
+        states.append(torch.cat([state for _, state in results]))
     # two layers, three steps, forward and backward
     assert len(launches) >= 12
-    assert_agreement("losses", *losses)
-    assert_agreement("state", *(flat(model.state_dict()) for model in models))
+    # the compiler rounds convolution, product and loss in its own way, ours and torch's alike:
+    # torch's error is that of its layers compiled or not, whichever is larger
+    for name, found in (("losses", losses), ("state", states)):
+        value, *torchs, oracle = found
+        assert_agreement(name, value, max(torchs, key=lambda one: error(one, oracle)), oracle)
     counts = [int(model.state_dict()["1.num_batches_tracked"]) for model in models]
-    assert counts == [3, 3, 3]
+    assert counts == [3, 3, 3, 3]
 
 
 @pytest.mark.slow

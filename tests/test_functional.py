@@ -312,3 +312,39 @@ def test_backward_keeps_input_weight_and_three_words_a_channel(training: bool) -
     assert arguments["running_mean"].untyped_storage().data_ptr() not in places
     assert arguments["running_var"].untyped_storage().data_ptr() not in places
     assert sorted(t.numel() for t in kept) == sorted([x.numel(), gamma.numel(), 3 * gamma.numel()])
+
+
+def _imaginary(*shape: int) -> Tensor:
+    """A tensor whose sign is a bit of its own: the imaginary part of a conjugate."""
+    part = torch.randn(shape, dtype=torch.complex64, device=DEVICE).conj().imag
+    assert part.is_neg()
+    return part
+
+
+@train_and_eval
+@pytest.mark.parametrize("negative", ["input", "weight", "bias"])
+def test_a_sign_that_is_not_in_memory_is_seen(negative: str, training: bool) -> None:
+    arguments = sound_arguments(training, (8, 4))
+    arguments[negative] = _imaginary(8, 4) if negative == "input" else torch._neg_view(ones(4))
+    expected = F.batch_norm(**converted(arguments, torch.float32))
+    assert kernels_run_on(arguments["input"])
+    torch.testing.assert_close(tritonbn.batch_norm(**arguments), expected)
+
+
+def test_a_sign_of_the_gradient_that_is_not_in_memory_is_seen() -> None:
+    x, dy = torch.randn(8, 4, device=DEVICE), _imaginary(8, 4)
+    weight = torch.randn(4, device=DEVICE).requires_grad_()
+    bias = torch.randn(4, device=DEVICE).requires_grad_()
+    ours, torchs = (
+        torch.autograd.grad(
+            function(x, None, None, weight, bias, training=True), (weight, bias), dy
+        )
+        for function in (tritonbn.batch_norm, F.batch_norm)
+    )
+    for found, expected in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_statistics_see_a_sign_that_is_not_in_memory() -> None:
+    x = _imaginary(8, 4)
+    torch.testing.assert_close(tritonbn.statistics(x).mean, x.mean(0))

@@ -37,6 +37,20 @@ def test_runs_without_the_interpreter():
         stream.write("x")
     assert "TRITON_INTERPRET" not in os.environ
 """
+# passes only while the other file runs
+MEETING_TEST = """
+import time
+from pathlib import Path
+
+def test_meets_the_other():
+    folder = Path(__file__).parent
+    (folder / "met").mkdir(exist_ok=True)
+    (folder / "met" / Path(__file__).stem).touch()
+    deadline = time.monotonic() + 30
+    while len(list((folder / "met").iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+"""
 FAILING_TEST = "def test_fails():\n    assert False\n"
 
 
@@ -65,6 +79,14 @@ def test_repeated_step_runs_no_test_file_twice(checkout: Path) -> None:
     first = gpu.run_tests(checkout / "state", time.monotonic() + 60)
     assert gpu.run_tests(checkout / "state", time.monotonic() + 60) == first
     assert (checkout / "tests" / "runs").read_text() == "x"
+
+
+def test_files_run_side_by_side(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 4)
+    for name in ("test_first.py", "test_second.py"):
+        (checkout / "tests" / name).write_text(MEETING_TEST)
+    outcomes = gpu.run_tests(checkout / "state", time.monotonic() + 60)
+    assert [outcome.code for outcome in outcomes] == [0, 0]
 
 
 def test_file_without_time_is_left_for_the_next_call(checkout: Path) -> None:

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tritonbn_bench.hostcost import time_in_turns
 from tritonbn_bench.static.stub import missing_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +61,17 @@ def test_every_part_is_timed(record: dict[str, Any]) -> None:
 def test_layer_costs_no_more_than_a_generous_bound(record: dict[str, Any]) -> None:
     ours, torchs = record["costs"][:2]
     assert ours["minimum"] - torchs["minimum"] < GENEROUS_US
+
+
+def test_every_turn_begins_with_a_call_that_is_not_timed() -> None:
+    made: list[str] = []
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(made.append, name) for name in ("a", "b")
+    }
+    times = time_in_turns(calls, sweeps=2, block=3)
+    # warmed up once, then there and back
+    assert "".join(made) == "aaabbb" + 2 * "aaaabbbbbbbbaaaa"
+    assert [len(times[name]) for name in "ab"] == [4, 4]
 
 
 def test_interpreter_is_refused() -> None:

@@ -1,10 +1,13 @@
 """The launcher's two paths: Triton's dispatcher, and the compiled kernel's own `run`."""
 
+from contextvars import copy_context
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
+from triton.runtime import driver as triton_driver
 
 from tritonbn_kernels import batch_norm_backward, batch_norm_forward, clear_cache, launch
 from tritonbn_kernels.launch import Launch, compile_only, record_launches
@@ -140,6 +143,82 @@ def test_first_call_can_compile_what_it_would_launch(kernel: _Kernel) -> None:
     launched((x,), 0.5)
     # with the same arguments, or another kernel was compiled
     assert kernel.dispatched == kernel.warmed
+
+
+def test_a_ready_launch_takes_the_arguments_of_a_call(kernel: _Kernel) -> None:
+    launched, x, still = _launch(kernel), torch.zeros(64), torch.ones(4)
+    assert launched.ready((still, None), 0.5) is None
+    for _ in range(2):
+        launched((x, still, None), 0.5)
+    ready = launched.ready((still, None), 0.5)
+    assert ready is not None
+    start, rest = ready
+    with record_launches() as launches:
+        start((x.data_ptr(), *rest))
+    by_call, at_once = kernel.compiled.runs
+    assert at_once == by_call
+    [record] = launches
+    assert (record.kernel, record.grid) == ("some_kernel", (12, 1, 1))
+    assert record.compiled is kernel.compiled
+
+
+@pytest.mark.parametrize(
+    ("first", "still", "options"),
+    [
+        pytest.param(1, 0, {}, id="compiled-for-unaligned"),
+        pytest.param(0, 1, {}, id="unaligned"),
+        pytest.param(0, 0, {"launch_cooperative_grid": True}, id="may-be-refused"),
+    ],
+)
+def test_other_launches_are_not_ready(
+    first: int, still: int, options: dict[str, object], kernel: _Kernel
+) -> None:
+    x = torch.zeros(64)
+    launched = Launch(kernel, 5, 12, (3,), {}, 4, options)
+    launched((x[first:], x))
+    assert launched.ready((x[still:],)) is None
+
+
+@pytest.mark.parametrize("scratch", [0, 64], ids=["without-scratch", "with-scratch"])
+def test_the_launcher_gets_what_tritons_own_way_gives_it(
+    scratch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    launcher = driver.CudaLauncher.__new__(driver.CudaLauncher)
+    given: list[tuple[Any, ...]] = []
+    # what its methods read, in any version
+    vars(launcher).update(
+        launch=lambda *arguments: given.append(arguments),
+        arg_annotations=["annotations"],
+        kernel_signature=b"signature",
+        gsan_enabled=False,
+        num_ctas=1,
+        launch_cooperative_grid=True,
+        launch_pdl=False,
+        **dict.fromkeys(("global_scratch_size", "profile_scratch_size"), 0),
+        **dict.fromkeys(("global_scratch_align", "profile_scratch_align"), 1),
+    )
+    launcher.global_scratch_size = scratch
+    compiled = SimpleNamespace(run=launcher, function=99, packed_metadata=(4, 1, 0))
+    allocated: list[int] = []
+
+    def allocate(size: int, alignment: int, stream: int) -> str:
+        allocated.append(size)
+        return "scratch"
+
+    arguments = (1024, None, 3, 0.5, 64, True)
+
+    def both() -> None:
+        triton.set_allocator(allocate)
+        launcher(12, 1, 1, 77, 99, (4, 1, 0), None, None, None, *arguments)
+        launch._starter(compiled, 12, _Driver.active.get_current_stream, 5)(arguments)
+
+    monkeypatch.setattr(type(triton_driver), "active", _Driver.active)
+    # the allocator is a variable of the context
+    copy_context().run(both)
+    own, ours = given
+    assert ours == own
+    assert len(allocated) == (2 if scratch else 0)
 
 
 @pytest.mark.gpu

@@ -128,6 +128,23 @@ def test_a_parameter_cut_short_in_place_raises_as_in_torch() -> None:
         layer(_input())
 
 
+def test_another_view_of_the_same_memory_is_looked_at_anew() -> None:
+    layer, memory, x = _layer(), torch.arange(1.0, 9.0, device=DEVICE), _input()
+    layer.weight.data = memory[:4]
+    layer(x)
+    layer.weight.data = memory[::2]
+    twin = _torch_twin(layer)
+    torch.testing.assert_close(layer(x), twin(x))
+
+
+def test_a_weight_whose_sign_is_not_in_memory_is_never_kept() -> None:
+    layer, x = _layer(), _input()
+    layer.weight.data = torch._neg_view(layer.weight.data)
+    twin = _torch_twin(layer)
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), twin(x))
+
+
 @pytest.mark.parametrize(
     "x",
     [
@@ -141,6 +158,7 @@ def test_a_parameter_cut_short_in_place_raises_as_in_torch() -> None:
             lambda: torch.randn(3 * 16 + 1, device=DEVICE)[1:].view(3, 4, 2, 2), id="alignment"
         ),
         pytest.param(lambda: torch.randn(0, 4, 2, 2, device=DEVICE), id="empty"),
+        pytest.param(lambda: torch._neg_view(_input()), id="negative"),
     ],
 )
 def test_another_kind_of_input_is_looked_at_anew(x: Callable[[], torch.Tensor]) -> None:

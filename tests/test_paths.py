@@ -223,6 +223,9 @@ def test_public_function_runs_the_kernels_and_keeps_the_budget(
     kernels = ["statistics_kernel" if training else "normalize_kernel", "gradients_kernel"]
     if training and case.layout == "contiguous" and dtype != torch.float64:
         kernels = ["resident_forward_kernel", "resident_backward_kernel"]
+    # rows of five halves hold no whole words
+    if training and case.layout == "channels_last" and dtype == torch.float32:
+        kernels = ["rows_forward_kernel", "rows_backward_kernel"]
     assert [record.kernel for record in launches] == kernels
     exact = call.oracle(training)
     torch_y = functional.batch_norm(

@@ -40,9 +40,15 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
     last = _last_calls.get(id(layer))
     if last is None:
         return None
-    owner, kind, settings, vectors, memories, device, arguments = last
+    owner, kind, settings, vectors, memories, device, tracked, prepared = last
     for vector, address, numel, dtype in memories:
-        if vector.data_ptr() != address or vector.numel() != numel or vector.dtype is not dtype:
+        if (
+            vector.data_ptr() != address
+            or vector.numel() != numel
+            or vector.dtype is not dtype
+            # at the same address may begin another view
+            or not vector.is_contiguous()
+        ):
             return None
     own = layer.__dict__
     parameters, buffers = own["_parameters"], own["_buffers"]
@@ -52,6 +58,7 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         type(x) is Tensor
         and not _functorch_active()
         and x.layout is _STRIDED
+        and not x.is_neg()
         and x.device == device
         and (x.shape, x.stride(), x.dtype, x.data_ptr() & 15) == kind
         and owner() is layer
@@ -60,15 +67,15 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         and parameters.get("bias") is bias
         and buffers.get("running_mean") is running_mean
         and buffers.get("running_var") is running_var
-        and buffers.get("num_batches_tracked") is arguments[-1]
+        and buffers.get("num_batches_tracked") is tracked
         and not (running_mean is not None and running_mean.requires_grad)
         and not (running_var is not None and running_var.requires_grad)
         and forward_ad._current_level < 0
         and not _dispatch_modes()
         and _tracing_state() is None
     ):
-        call, (gamma, beta, mean, var, tracked), momentum, eps, _ = arguments
-        return run(call, x, gamma, beta, mean, var, tracked, momentum, eps)
+        bound, kept, gamma, beta = prepared
+        return run(bound, kept, x, gamma, beta)
     return None
 
 
@@ -101,8 +108,14 @@ def keep(
     # a parametrised layer makes its tensors anew for every call, and a strided one a dense copy
     if any(one is not None and all(one is not held for held in vectors) for one in taken[:4]):
         return
+    # the kernels took copies with the sign in memory
+    if any(one is not None and one.is_neg() for one in vectors):
+        return
     tracked = buffers.get("num_batches_tracked")
     number = id(layer)
+    call = forward_call(x, *taken, training, momentum, eps)
+    gamma, beta = taken[:2]
+    kept = (call, training, eps, None if beta is None else beta.dtype)
     _last_calls[number] = (
         weakref.ref(layer, lambda _: _last_calls.pop(number, None)),
         (x.shape, x.stride(), x.dtype, x.data_ptr() & 15),
@@ -114,11 +127,6 @@ def keep(
             if one is not None
         ),
         x.device,
-        (
-            forward_call(x, *taken, training, momentum, eps),
-            taken,
-            momentum,
-            eps,
-            tracked,
-        ),
+        tracked,
+        (call.bound(*taken, momentum, eps), kept, gamma, beta),
     )

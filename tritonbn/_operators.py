@@ -11,6 +11,7 @@ writes nothing, lest exported graphs and compilers take the running statistics f
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,12 +19,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import tritonbn_kernels as kernels
-from tritonbn_kernels import ForwardCall
+from tritonbn_kernels import BoundCall, ForwardCall
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
 
 _T = TypeVar("_T")
+_Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
+# weight, bias, running_mean, running_var and num_batches_tracked
+_Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+# what the backward pass needs besides tensors: the call that ran (None where an operator did),
+# training, eps, dtype of the bias
+Kept = tuple[ForwardCall | None, bool, float, torch.dtype | None]
 # bound once, for every backward pass asks them
+_is_grad_enabled = torch.is_grad_enabled
 _is_batched = torch._C._functorch.is_batchedtensor
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -55,26 +63,6 @@ def _on_device(x: Tensor, launcher: Callable[..., _T], *arguments: Any) -> _T:
         with torch.cuda.device(x.device):
             return launcher(*arguments)
     return launcher(*arguments)
-
-
-def _made_on_device(
-    call: ForwardCall,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    momentum: float | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """A prepared call with the device of `x` current; `_on_device` without packing arguments."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            return call(
-                x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-            )
-    return call(x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
 
 
 def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -156,27 +144,20 @@ class _BatchNormFunction(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         # in one tuple: autograd looks at every argument, at some cost
-        rest: tuple[Any, ...],
+        rest: tuple[BoundCall, Kept],
     ) -> Tensor:
-        call, running_mean, running_var, num_batches_tracked, momentum, eps = rest
-        y, saved = _made_on_device(
-            call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-        )
+        bound, ctx.kept = rest
+        y, saved = bound(x)
         ctx.save_for_backward(x, weight, saved)
-        ctx.kept = (call, call.training, eps, None if bias is None else bias.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dgamma, dbeta = _gradients(ctx, dy)
-        return dx, dgamma, dbeta, None
+        return (*_gradients(ctx, dy), None)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dgamma and dbeta, those that autograd asks for.
-
-    `ctx.kept`: the call that ran (None where an operator did), training, eps, dtype of the bias.
-    """
+    """dx, dgamma and dbeta, those that autograd asks for. `ctx.kept` is a `Kept`."""
     x, weight, saved = ctx.saved_tensors
     call, training, eps, bias_dtype = ctx.kept
     needs = ctx.needs_input_grad[:3]
@@ -184,7 +165,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
     dgamma: Tensor | None
     dbeta: Tensor | None
     if (
-        torch.is_grad_enabled()
+        _is_grad_enabled()
         # batched, or with a tangent: no memory for a kernel to read
         or forward_ad._current_level >= 0
         or _is_legacy_batched(dy)
@@ -198,10 +179,14 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
             dgamma if needs[1] else None,
             dbeta if needs[2] else None,
         )
-    elif call is not None and not (x.is_cuda and x.get_device() != torch.cuda.current_device()):
-        dx, dgamma, dbeta = call.backward(dy, x, weight, saved, needs)
     else:
-        dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, training, *needs)
+        if dy.is_neg():
+            dy = dy.resolve_neg()
+        if call is not None and not (x.is_cuda and x.get_device() != torch.cuda.current_device()):
+            dx, dgamma, dbeta = call.backward(dy, x, weight, saved, needs)
+        else:
+            x, weight = _positive(x), _positive(weight)
+            dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, training, *needs)
     if dbeta is not None and dbeta.dtype is not bias_dtype:
         dbeta = dbeta.to(bias_dtype)
     return dx, dgamma, dbeta
@@ -339,37 +324,49 @@ def batch_norm(
         else:
             y, _ = _eval_op(*tensors[:5], eps)
         return y
-    call = _on_device(x, kernels.forward_call, *tensors, training, momentum, eps)
-    return run(call, *tensors, momentum, eps)
+    # kernels read memory as it is; where operators are seen the dispatcher does this
+    x, weight, bias = _positive(x), _positive(weight), _positive(bias)
+    vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
+    call = _on_device(x, kernels.forward_call, x, *vectors, training, momentum, eps)
+    kept = (call, training, eps, None if bias is None else bias.dtype)
+    return run(partial(_called, call, vectors, momentum, eps), kept, x, weight, bias)
+
+
+def _positive(tensor: _Tensor) -> _Tensor:
+    """`tensor` with its sign in memory: that of the imaginary part of a conjugate is not."""
+    return tensor.resolve_neg() if tensor is not None and tensor.is_neg() else tensor
+
+
+def _called(
+    call: ForwardCall,
+    vectors: _Vectors,
+    momentum: float | None,
+    eps: float,
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A prepared call as `ForwardCall.bound` has it, for one time."""
+    return call(x, *vectors, momentum, eps)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """`tritonbn_kernels.batch_statistics` with the device of `x` current."""
-    return _on_device(x, kernels.batch_statistics, x)
+    return _on_device(x, kernels.batch_statistics, _positive(x))
 
 
 def run(
-    call: ForwardCall,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    momentum: float | None,
-    eps: float,
+    bound: BoundCall, kept: Kept, x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """A prepared call in plain eager mode, recorded by autograd where a gradient is needed."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return run(bound, kept, x, weight, bias)
     y: Tensor
-    if torch.is_grad_enabled() and (
+    if _is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
     ):
-        rest = (call, running_mean, running_var, num_batches_tracked, momentum, eps)
-        y = _apply_in_eager(x, weight, bias, rest)
+        y = _apply_in_eager(x, weight, bias, (bound, kept))
     else:
-        y, _ = _made_on_device(
-            call, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-        )
+        y, _ = bound(x)
     return y

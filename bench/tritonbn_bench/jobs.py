@@ -23,8 +23,6 @@ __all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
 
 NEEDS_GPU = ("sweep", "resnet50")
 _SAVE_SECONDS = 5.0
-# of an H200: modelled traffic is that of the plans made for it
-MODELLED_SMS = 132
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
 HOST_QUANTITY = "host time"
@@ -124,19 +122,22 @@ def _training(run: Run) -> None:
 
 
 def _traffic(run: Run) -> None:
-    from tritonbn_kernels.plan import DeviceProfile
-    from tritonbn_kernels.traffic import floor_bytes, planned_bytes, two_read_bytes
+    from tritonbn_kernels.layout import view_of
+    from tritonbn_kernels.outlook import H200, outlook
 
     done = run.results.done()
-    device = DeviceProfile(MODELLED_SMS)
-    for case in resnet50_cases(dtypes=("fp32", "bf16"), layouts=("nchw",)):
-        numbers = (case.mode, case.numel, case.channels, case.itemsize)
-        shape = (case.batch, case.channels, case.space)
-        strides = (case.channels * case.space, case.space, 1)
+    for case in resnet50_cases(dtypes=("fp32", "bf16")):
+        image = case.channels * case.space
+        steps = (case.space, 1) if case.layout == "nchw" else (1, case.channels)
+        view = view_of((case.batch, case.channels, case.space), (image, *steps))
+        assert view is not None, case
+        tensors = 2 if case.mode.startswith("forward") else 3
+        # modelled traffic is that of the plans made for an H200
+        expected = outlook(case.mode, (view,) * tensors, case.itemsize, H200)
         moved = {
-            "floor": floor_bytes(*numbers),
-            "tritonbn": planned_bytes(case.mode, shape, strides, case.itemsize, device),
-            "torch": two_read_bytes(*numbers),
+            "floor": expected.floor_bytes,
+            "tritonbn": expected.memory_bytes,
+            "torch": expected.two_read_bytes,
         }
         for provider, value in moved.items():
             row = Row(

@@ -311,16 +311,16 @@ def _training(losses: Sequence[Row]) -> Figure:
 
 def _traffic(rows: Sequence[Row]) -> Figure:
     """Bytes of all layers in a training step; hatched, because no device counted them."""
-    dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
-    figure, panels = _figure(len(dtypes), 1, 4.6 * len(dtypes), 4.2)
+    kinds = list(dict.fromkeys((row.dtype, row.layout) for row in rows))
+    figure, panels = _figure(len(kinds), 1, 3.4 * len(kinds), 4.2)
     highest = 0.0
     providers = list(dict.fromkeys(row.provider for row in rows))
     colours = {"forward_train": "#56B4E9", "backward_train": "#E69F00"}
     moved = step_bytes(rows)
-    for dtype, panel in zip(dtypes, panels[0], strict=True):
+    for kind, panel in zip(kinds, panels[0], strict=True):
         bottoms = [0.0] * len(providers)
         for mode, colour in colours.items():
-            sums = [moved[(dtype, mode, provider)] / 1e9 for provider in providers]
+            sums = [moved[(*kind, mode, provider)] / 1e9 for provider in providers]
             panel.bar(
                 providers,
                 sums,
@@ -335,7 +335,7 @@ def _traffic(rows: Sequence[Row]) -> Figure:
         for index, total in enumerate(bottoms):
             panel.text(index, total, f"{total:.2f}", ha="center", va="bottom")
         highest = max(highest, *bottoms)
-        panel.set_title(dtype)
+        panel.set_title(", ".join(kind))
     for panel in panels[0]:
         panel.set_ylim(0, 1.15 * highest)
     panels[0][0].set_ylabel("GB per training step")

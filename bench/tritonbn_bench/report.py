@@ -231,7 +231,8 @@ def _traffic(results: Results, links: dict[str, str]) -> str:
     note = (
         "By formula, not measured: bytes that the 53 BatchNorm layers of ResNet-50 move in one "
         "training step. The floor reads x once forward (1R + 1W) and x and dy once backward "
-        "(2R + 1W); kernels that read twice, ours of today and torch's, move 2R + 1W and 4R + 1W."
+        "(2R + 1W); kernels that read twice, such as torch's, move 2R + 1W and 4R + 1W; tritonbn's "
+        "are what its plans for an H200 are expected to move (`tritonbn-bench plan resnet50`)."
     )
     picture = _picture(links, "traffic", "Modelled bytes per training step")
     return _section(

@@ -107,12 +107,13 @@ def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]
     return {key: value for key, value in sums.items() if shapes[key] == most[key[:3]]}
 
 
-def step_bytes(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
-    """Modelled bytes of ResNet-50's BatchNorm layers in a step, by dtype, mode and provider."""
-    sums: dict[tuple[str, str, str], float] = defaultdict(float)
+def step_bytes(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
+    """Modelled bytes of ResNet-50's BatchNorm layers in a step, by dtype, layout, mode and
+    provider."""
+    sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
     for row in rows:
         if row.job == "traffic" and row.value is not None:
-            sums[(row.dtype, row.mode, row.provider)] += row.value * (row.count or 1)
+            sums[(row.dtype, row.layout, row.mode, row.provider)] += row.value * (row.count or 1)
     return dict(sums)
 
 
@@ -197,8 +198,9 @@ def _training_sentences(rows: Sequence[Row]) -> list[str]:
 
 def _host_sentences(rows: Sequence[Row]) -> list[str]:
     return [
-        f"Host cost: forward + backward of a tiny layer takes {row.value:.1f} us more than torch's "
-        "on the CPU, kernels launched into a driver that does nothing."
+        f"Host cost: forward + backward of a tiny layer takes {abs(row.value):.1f} us "
+        f"{'more' if row.value > 0 else 'less'} than torch's on the CPU, kernels launched into a "
+        "driver that does nothing."
         for row in rows
         if row.quantity == HOST_DIFFERENCE and row.value is not None
     ]
@@ -206,11 +208,11 @@ def _host_sentences(rows: Sequence[Row]) -> list[str]:
 
 def _traffic_sentences(rows: Sequence[Row]) -> list[str]:
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (dtype, _, provider), value in step_bytes(rows).items():
-        sums[dtype][provider] += value / 1e9
+    for (dtype, layout, _, provider), value in step_bytes(rows).items():
+        sums[f"{dtype}, {layout}"][provider] += value / 1e9
     return [
-        f"Traffic by formula, not measured: BatchNorm of ResNet-50 in {dtype} moves "
+        f"Traffic by formula, not measured: BatchNorm of ResNet-50 in {kind} moves "
         + ", ".join(f"{value:.2f} GB ({provider})" for provider, value in providers.items())
         + " in a training step."
-        for dtype, providers in sums.items()
+        for kind, providers in sums.items()
     ]

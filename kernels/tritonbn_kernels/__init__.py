@@ -5,6 +5,7 @@ which device runs what is decided a floor above.
 """
 
 from tritonbn_kernels.ahead import CompileAhead
+from tritonbn_kernels.at_once import BoundCall
 from tritonbn_kernels.backward import batch_norm_backward
 from tritonbn_kernels.forward import (
     ForwardCall,
@@ -16,6 +17,7 @@ from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, rec
 from tritonbn_kernels.plan import clear_plan_caches, environment_pins, pinned_plan, plan_cache
 
 __all__ = [
+    "BoundCall",
     "CompileAhead",
     "ForwardCall",
     "LaunchRecord",

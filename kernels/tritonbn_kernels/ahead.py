@@ -62,7 +62,7 @@ def _compile_backward(
 ) -> list[Any]:
     saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
     with compile_only() as kernels:
-        call = BackwardCall(dy, x, training, needs[0], needs[1] or needs[2])
+        call = BackwardCall(dy, x, training, needs)
         call(dy, x, weight, saved, *needs)
     return kernels
 

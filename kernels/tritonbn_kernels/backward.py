@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tritonbn_kernels.at_once import BackwardAtOnce, backward_at_once
 from tritonbn_kernels.geometry import (
     Geometry,
     accumulation_dtype,
@@ -15,6 +16,7 @@ from tritonbn_kernels.gradients import gradients_kernel, input_gradient_kernel
 from tritonbn_kernels.launch import (
     Launch,
     LaunchRefusedError,
+    Ready,
     arrival_counters,
     device_index,
     device_profile,
@@ -24,6 +26,7 @@ from tritonbn_kernels.layout import channel_view
 from tritonbn_kernels.one_read import ResidentBackwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
+    plan_generation,
     plan_pointwise,
     plan_reduction,
     remember,
@@ -85,7 +88,7 @@ def backward_call(
     )
     call: BackwardCall | None = _calls.get(key)
     if call is None:
-        call = BackwardCall(dy, x, training, needs[0], needs[1] or needs[2])
+        call = BackwardCall(dy, x, training, needs)
         remember(_calls, key, call)
     return call
 
@@ -96,8 +99,7 @@ class BackwardCall:
     __slots__ = (
         "_copies_dy",
         "_copies_x",
-        "_need_dx",
-        "_need_parameters",
+        "_needs",
         "_steps",
         "_training",
         "_view",
@@ -108,17 +110,15 @@ class BackwardCall:
         dy: torch.Tensor,
         x: torch.Tensor,
         training: bool,
-        need_dx: bool,
-        need_parameters: bool,
+        needs: tuple[bool, bool, bool],
     ) -> None:
         self._training = training
-        self._need_dx = need_dx
-        self._need_parameters = need_parameters
+        self._needs = needs
         dense, self._view = readable(x)
         self._copies_x = dense is not x
         grouped = like_grouped(dy, dense, self._view)
         self._copies_dy = grouped is not dy
-        self._plan(grouped, dense, one_read=training and need_dx)
+        self._plan(grouped, dense, one_read=training and needs[0])
 
     def _plan(self, dy: torch.Tensor, x: torch.Tensor, one_read: bool) -> None:
         """Choose the launches for the readable `x` and a `dy` grouped alike."""
@@ -129,20 +129,21 @@ class BackwardCall:
             x.element_size(),
             (x.data_ptr() | dy.data_ptr()) & 15 == 0,
         )
+        need_dx, *need_parameters = self._needs
         sums: SumsStep | ResidentBackwardStep | None = None
         arguments = ResidentBackwardStep.arguments_for(x, geometry) if one_read else None
         if arguments is not None:
             sums = ResidentBackwardStep(x, geometry, arguments)
-        elif self._need_parameters or (self._training and self._need_dx):
+        elif any(need_parameters) or (self._training and need_dx):
             sums = SumsStep(x, geometry, self._training)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel
         fused = sums is not None and (not self._training or sums.plan.fused)
         input_gradient = None
-        if self._need_dx and not fused:
+        if need_dx and not fused:
             input_gradient = InputGradientStep(x, geometry, self._training)
-        keeps_sums = self._training and self._need_dx and not fused
+        keeps_sums = self._training and need_dx and not fused
         # at once: another thread may be calling
-        self._steps = (sums, fused and self._need_dx, keeps_sums, input_gradient)
+        self._steps = (sums, fused and need_dx, keeps_sums, input_gradient)
 
     def __call__(
         self,
@@ -174,6 +175,16 @@ class BackwardCall:
             self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
         return dx, dgamma, dbeta
 
+    def at_once(self) -> BackwardAtOnce | None:
+        """This call with nothing left to decide; None where it is more than one launch that makes
+        all gradients of a layer with a weight."""
+        make_sums, sums_write_dx, keeps_sums, input_gradient = self._steps
+        single = sums_write_dx and input_gradient is None and not keeps_sums
+        if not (single and make_sums and all(self._needs)) or self._copies_x or self._copies_dy:
+            return None
+        ready = make_sums.ready()
+        return None if ready is None else backward_at_once(ready)
+
     def _launch(
         self,
         dy: torch.Tensor,
@@ -191,6 +202,73 @@ class BackwardCall:
             make_sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
         if input_gradient is not None:
             input_gradient(dy, x, weight, saved, sums, dx)
+
+
+class BackwardCalls:
+    """The backward passes of one kind of forward call, kept by their own kind."""
+
+    __slots__ = ("_calls", "_dtypes", "_generation", "_last", "_training")
+
+    def __init__(self, dtype: torch.dtype, training: bool) -> None:
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        # of x and saved
+        self._dtypes = (dtype, wide)
+        self._training = training
+        self._generation = plan_generation[0]
+        self._calls: dict[object, BackwardCall] = {}
+        # the last kind that was made at once, and how
+        self._last: tuple[tuple[object, ...], BackwardAtOnce | None] = ((), None)
+
+    def call(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """`batch_norm_backward` with these `needs`.
+
+        Raises:
+            TypeError: x or saved came back in another dtype than the forward pass saved.
+        """
+        if weight is None:
+            return self._by_steps(dy, x, weight, saved, needs, None)
+        # hooks on saved tensors may have made them anew since the forward pass
+        dtypes = (x.dtype, saved.dtype, weight.dtype)
+        kind = (x.stride(), dy.stride(), dtypes, needs, plan_generation[0])
+        known, at_once = self._last
+        if at_once is not None and kind == known:
+            gradients = at_once(dy, x, weight, saved)
+            if gradients is not None:
+                return gradients
+        return self._by_steps(dy, x, weight, saved, needs, kind)
+
+    def _by_steps(
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        saved: torch.Tensor,
+        needs: tuple[bool, bool, bool],
+        kind: tuple[object, ...] | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """`call`; the next one of this `kind`, if given, is made at once where that is possible."""
+        if (x.dtype, saved.dtype) != self._dtypes:
+            raise TypeError(f"expected saved dtypes {self._dtypes}, got {(x.dtype, saved.dtype)}")
+        if self._generation != plan_generation[0]:
+            self._calls.clear()
+            self._generation = plan_generation[0]
+        aligned = (x.data_ptr() | dy.data_ptr()) & 15 == 0
+        key = (x.stride(), dy.stride(), aligned, None if weight is None else weight.dtype, needs)
+        call = self._calls.get(key)
+        if call is None:
+            call = backward_call(dy, x, weight, self._training, needs)
+            remember(self._calls, key, call)
+        gradients = call(dy, x, weight, saved, *needs)
+        if kind is not None and aligned and kind != self._last[0]:
+            self._last = (kind, call.at_once())
+        return gradients
 
 
 class SumsStep:
@@ -240,6 +318,11 @@ class SumsStep:
             partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(gradients_kernel, x, self._counters)
         self._launch((dy, x, weight, saved, dx, dgamma, dbeta, sums, partials, arrivals))
+
+    def ready(self) -> Ready | None:
+        """`Launch.ready` after dy, x, weight, saved, dx, dgamma and dbeta; None where a launch
+        needs other memory besides."""
+        return None if self._partials else self._launch.ready((None, None, None))
 
 
 class InputGradientStep:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from tritonbn_kernels.backward import BackwardCall, backward_call
+from tritonbn_kernels.at_once import BoundCall, forward_at_once
+from tritonbn_kernels.backward import BackwardCalls
 from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
 from tritonbn_kernels.launch import (
     Launch,
     LaunchRefusedError,
+    Ready,
     arrival_counters,
     device_index,
     device_profile,
@@ -18,7 +20,6 @@ from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
-    plan_generation,
     plan_pointwise,
     plan_reduction,
     remember,
@@ -147,13 +148,12 @@ class ForwardCall:
     """A forward call of one kind: what does not change from call to call is planned once."""
 
     __slots__ = (
-        "_backwards",
         "_copies",
         "_cumulative",
-        "_generation",
         "_normalize",
         "_saved",
         "_statistics",
+        "backward",
         "training",
     )
 
@@ -162,8 +162,8 @@ class ForwardCall:
     ) -> None:
         self.training = training
         self._cumulative = cumulative
-        self._backwards: dict[object, BackwardCall] = {}
-        self._generation = plan_generation[0]
+        # `batch_norm_backward` of calls of this kind
+        self.backward = BackwardCalls(x.dtype, training).call
         self._statistics: StatisticsStep | ResidentForwardStep | None = None
         self._normalize: NormalizeStep | None = None
         dense, view = readable(x)
@@ -228,25 +228,28 @@ class ForwardCall:
             self._normalize(x, weight, bias, running_mean, running_var, y, saved, eps)
         return y, saved
 
-    def backward(
+    def bound(
         self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
         weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        needs: tuple[bool, bool, bool],
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """`batch_norm_backward` of a call with these `x` and `weight`."""
-        if self._generation != plan_generation[0]:
-            self._backwards.clear()
-            self._generation = plan_generation[0]
-        # x too: hooks on saved tensors may have laid it out anew since the forward pass
-        key = (x.stride(), dy.stride(), (x.data_ptr() | dy.data_ptr()) & 15 == 0, needs)
-        call = self._backwards.get(key)
-        if call is None:
-            call = backward_call(dy, x, weight, self.training, needs)
-            remember(self._backwards, key, call)
-        return call(dy, x, weight, saved, *needs)
+        bias: torch.Tensor | None,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        num_batches_tracked: torch.Tensor | None,
+        momentum: float | None,
+        eps: float,
+    ) -> BoundCall:
+        """This call as a function of `x`, for vectors that are neither changed nor moved."""
+        vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
+
+        def by_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self(x, *vectors, momentum, eps)
+
+        if self._statistics is None or self._normalize is not None or self._copies:
+            return by_steps
+        ready = self._statistics.ready(vectors[2:], eps, momentum)
+        if ready is None:
+            return by_steps
+        return forward_at_once(ready, weight, bias, self._saved, by_steps)
 
 
 class StatisticsStep:
@@ -298,6 +301,16 @@ class StatisticsStep:
                 partials = saved.new_empty(self._partials)
             arrivals = arrival_counters(statistics_kernel, x, self._counters)
         self._launch((*tensors, partials, arrivals), eps, 0.0 if momentum is None else momentum)
+
+    def ready(
+        self, vectors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
+    ) -> Ready | None:
+        """`Launch.ready` after x, weight, bias, y and saved; None where a launch needs other
+        memory besides. `vectors`: running_mean, running_var and tracked."""
+        if self._counters:
+            return None
+        floats = (eps, 0.0 if momentum is None else momentum)
+        return self._launch.ready((*vectors, None, None), *floats)
 
 
 class NormalizeStep:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -41,6 +41,10 @@ class LaunchRecord:
     compiled: object | None
 
 
+# launches a compiled kernel with its arguments, those that are compile-time constants included
+Starter = Callable[[tuple[Any, ...]], None]
+# one, and the last of its arguments
+Ready = tuple[Starter, tuple[Any, ...]]
 _recorders: list[list[LaunchRecord]] = []
 
 
@@ -79,29 +83,41 @@ class LaunchRefusedError(RuntimeError):
     """The driver would not start a cooperative grid; nothing has run."""
 
 
-def _quick_run(run: Any) -> Any:
-    """What `run` calls in the end, with its Python part (1 us) left out, where that is known.
+def _starter(compiled: Any, programs: int, stream_of: Any, device: int) -> Starter:
+    """`start(arguments)`: launches on the current stream, pointers given as addresses.
 
-    The C function of Triton's CUDA launcher takes other arguments in every version; of the known
-    ones, only a kernel without scratch memory needs nothing of what the Python part does.
+    It calls what `compiled.run` calls in the end, with its Python part (1 us) left out, where that
+    is known. The C function of Triton's CUDA launcher takes other arguments in every version; of
+    the known ones, only a kernel without scratch memory needs nothing of what the Python part does.
     """
-    if type(run).__name__ != "CudaLauncher" or run.global_scratch_size or run.profile_scratch_size:
-        return None
-    launch, flags = run.launch, (run.launch_cooperative_grid, run.launch_pdl)
-    if triton.__version__.startswith("3.6."):
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    known = type(run).__name__ == "CudaLauncher" and not (
+        run.global_scratch_size or run.profile_scratch_size
+    )
+    head: tuple[Any, ...]
+    if known and triton.__version__.startswith("3.6."):
+        launch = run.launch
+        head = (function, run.launch_cooperative_grid, run.launch_pdl, None, None, metadata)
+        head += (None, None, None)
 
-        def quick(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
-            launch(x, y, z, stream, function, *flags, None, None, *rest)
+        def start(arguments: tuple[Any, ...]) -> None:
+            launch(programs, 1, 1, stream_of(device), *head, *arguments)
 
-        return quick
-    if triton.__version__.startswith("3.9.") and not run.gsan_enabled:
-        signature = (None, None, run.arg_annotations, run.kernel_signature)
+    elif known and triton.__version__.startswith("3.9.") and not run.gsan_enabled:
+        launch = run.launch
+        head = (function, run.launch_cooperative_grid, run.launch_pdl, metadata)
+        head += (None, None, None, None, None, run.arg_annotations, run.kernel_signature)
 
-        def quick_packed(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
-            launch(x, y, z, stream, function, *flags, *rest[:4], *signature, rest[4:])
+        def start(arguments: tuple[Any, ...]) -> None:
+            launch(programs, 1, 1, stream_of(device), *head, arguments)
 
-        return quick_packed
-    return None
+    else:
+
+        def start(arguments: tuple[Any, ...]) -> None:
+            stream = stream_of(device)
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return start
 
 
 class Launch:
@@ -117,8 +133,7 @@ class Launch:
         "_device",
         "_direct",
         "_integers",
-        "_run",
-        "_stream_of",
+        "_start",
         "_values",
         "constants",
         "grid",
@@ -146,13 +161,12 @@ class Launch:
         self._integers = integers
         self._values = tuple(constants.values())
         self._compiled: Any = None
-        self._run: Any = None
-        self._stream_of: Any = None
+        self._start: Starter | None = None
         self._direct = not interpreted(kernel) and not os.environ.get("TRITONBN_PLAIN_LAUNCH")
 
     def __call__(self, tensors: tuple[torch.Tensor | None, ...], *floats: float) -> None:
-        run = self._run
-        if run is None:
+        start = self._start
+        if start is None:
             compiled = self._first(tensors, floats)
         else:
             compiled = self._compiled
@@ -165,23 +179,37 @@ class Launch:
                 compiled = self._dispatch(tensors, floats)
             else:
                 try:
-                    run(
-                        *self.grid,
-                        self._stream_of(self._device),
-                        compiled.function,
-                        compiled.packed_metadata,
-                        None,
-                        None,
-                        None,
-                        *pointers,
-                        *self._integers,
-                        *floats,
-                        *self._values,
-                    )
+                    start((*pointers, *self._integers, *floats, *self._values))
                 except RuntimeError as error:
                     raise self._refusal(error) from error
         if _recorders:
             self._record(compiled)
+
+    def ready(self, tensors: tuple[torch.Tensor | None, ...], *floats: float) -> Ready | None:
+        """The launch with its last arguments given, for who makes it without us.
+
+        Args:
+            tensors: the last ones of the arguments, not moved from now on.
+            floats: as in a call.
+
+        Returns:
+            `start` and `rest`: `start((*addresses, *rest))` launches, with the addresses of the
+            other tensors, all of them multiples of 16. None before a launch has compiled the
+            kernel, and where the driver may refuse one.
+        """
+        start, compiled = self._start, self._compiled
+        addresses = tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        unaligned = any(address is not None and address & _ALIGNMENT_MASK for address in addresses)
+        if start is None or unaligned or self.options.get("launch_cooperative_grid"):
+            return None
+        unrecorded = start
+
+        def recorded(arguments: tuple[Any, ...]) -> None:
+            unrecorded(arguments)
+            if _recorders:
+                self._record(compiled)
+
+        return recorded, (*addresses, *self._integers, *floats, *self._values)
 
     def _first(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:
         compiled = self._dispatch(tensors, floats)
@@ -192,9 +220,9 @@ class Launch:
         )
         if self._direct and not unaligned:
             self._compiled = compiled
-            self._stream_of = triton_driver.active.get_current_stream
-            # last: another thread takes it for a sign that the others are there
-            self._run = _quick_run(compiled.run) or compiled.run
+            stream_of = triton_driver.active.get_current_stream
+            # last: another thread takes it for a sign that the rest is there
+            self._start = _starter(compiled, self.grid[0], stream_of, self._device)
         return compiled
 
     def _dispatch(self, tensors: tuple[torch.Tensor | None, ...], floats: tuple[float, ...]) -> Any:

@@ -13,6 +13,7 @@ import triton.language as tl
 from tritonbn_kernels.geometry import Geometry
 from tritonbn_kernels.launch import (
     Launch,
+    Ready,
     arrival_counters,
     barrier_counters,
     device_index,
@@ -177,6 +178,15 @@ class ResidentForwardStep:
             0.0 if momentum is None else momentum,
         )
 
+    def ready(
+        self, vectors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
+    ) -> Ready | None:
+        """As `StatisticsStep.ready`."""
+        if self._partials or self._counters:
+            return None
+        floats = (self._count, eps, 0.0 if momentum is None else momentum)
+        return self._launch.ready((*vectors, None, None, None), *floats)
+
 
 class ResidentBackwardStep:
     """All gradients of training in one launch that reads dy and x once."""
@@ -213,3 +223,7 @@ class ResidentBackwardStep:
             blocks = self.plan.blocks(saved.shape[1])
             barriers = barrier_counters(self._kernel, x, blocks)
         self._launch((dy, x, weight, saved, dx, dgamma, dbeta, partials, barriers), self._count)
+
+    def ready(self) -> Ready | None:
+        """As `SumsStep.ready`."""
+        return None if self._partials else self._launch.ready((None, None), self._count)
