@@ -3,6 +3,7 @@
 A handful of schedules; `test_schedules.py` runs a thousand.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from torch.nn import functional
 import tritonbn
 import tritonbn_kernels
 from tests.checks import EPS, Operands, check_backward, check_forward, operands
-from tests.held import gradient_of, judge, of_every_dtype
-from tests.inputs import DEVICE, RATIOS, lay_out, values
+from tests.held import gradient_of, judge, of_every_dtype, pieces_of, with_dtypes
+from tests.inputs import DEVICE, lay_out, values
 from tritonbn_bench.emulated import cooperative
 from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
 
@@ -61,7 +62,7 @@ GROUPS = [
     Group(
         "resident",
         3,
-        (7, 5, 4, 8),
+        (7, 3, 4, 8),
         {"block_c": 2, "block_v": 8, "programs": 4},
         "pieces, the last ragged; channels no multiple of the block; some own two items",
     ),
@@ -70,7 +71,7 @@ GROUPS = [
     Group(
         "rows",
         3,
-        (50, 40, 3),
+        (25, 24, 3),
         {"block_c": 16, "block_n": 8, "programs": 5},
         "pieces; a smaller block",
     ),
@@ -78,7 +79,7 @@ GROUPS = [
     Group(
         "rows",
         3,
-        (7, 24, 3, 5),
+        (7, 16, 3, 4),
         {"block_c": 8, "block_n": 16, "programs": 5},
         "pieces; ragged tiles; some own two items",
         "channels_last",
@@ -87,8 +88,8 @@ GROUPS = [
     Group(
         "rows",
         3,
-        (7, 16, 5, 5),
-        {"block_c": 8, "block_n": 8, "pieces": 2, "stream": 2, "programs": 5},
+        (5, 16, 4, 4),
+        {"block_c": 8, "block_n": 8, "pieces": 2, "stream": 1, "programs": 5},
         "a part is read twice; ragged steps; some own two items",
         "channels_last",
     ),
@@ -98,19 +99,17 @@ of_every_group = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for 
 of_every_kernel = pytest.mark.parametrize(
     "group", [pytest.param(g, id=g.id) for g in GROUPS if g.size == 3]
 )
-PLACES = [
-    pytest.param(place, id=name) for name, place in (("first", 0), ("amid", 0.5), ("last", -1))
-]
+# the first image, one amid, the last
+PLACES = (0, 0.5, -1)
 
 
 def _image(x: Tensor, place: float) -> Tensor:
-    """The image of `x` at this place of the batch."""
+    """The image of `x` at this place of the batch, a share of it or -1."""
     return x[int(place * x.shape[0]) if place >= 0 else -1]
 
 
 # 100 is in test_schedules.py
-@pytest.mark.parametrize("ratio", RATIOS[2:])
-@of_every_dtype
+@with_dtypes("ratio", fp32=(1e4, 1e6), fp16=(1e4,), bf16=(1e6,))
 @of_every_group
 def test_groups_keep_the_budget(group: Group, dtype: torch.dtype, ratio: float) -> None:
     call = operands(group.values(dtype, ratio))
@@ -125,10 +124,8 @@ def test_groups_keep_the_budget(group: Group, dtype: torch.dtype, ratio: float) 
 def test_cases_reach_one_and_several_pieces() -> None:
     reached = set()
     for group in GROUPS:
-        call = operands(group.values(torch.float32))
-        with group.plan() as launches:
-            judge(call, gradient_of(call.x))
-        reached |= {(launch.kernel, launch.constants["PIECES"] != 1) for launch in launches}
+        with group.plan():
+            reached |= pieces_of(group.values(torch.float32))
     assert {name for name, several in reached if several} == {
         f"{kernels}_{which}_kernel"
         for kernels in ("resident", "rows")
@@ -138,8 +135,7 @@ def test_cases_reach_one_and_several_pieces() -> None:
 
 
 @of_every_kernel
-@of_every_dtype
-@pytest.mark.parametrize("place", PLACES)
+@with_dtypes("place", fp32=PLACES, fp16=(0.5,), bf16=(-1,))
 def test_value_far_from_the_rest_keeps_the_budget(
     group: Group, dtype: torch.dtype, place: float
 ) -> None:
@@ -162,8 +158,7 @@ def test_members_of_different_means_keep_the_budget(group: Group, dtype: torch.d
 
 
 @of_every_kernel
-@of_every_dtype
-@pytest.mark.parametrize("constant", [0.1, 3000.0])
+@with_dtypes("constant", fp32=(0.1, 3000.0), fp16=(3000.0,), bf16=(0.1,))
 def test_constant_channel_is_beta(group: Group, dtype: torch.dtype, constant: float) -> None:
     x = group.values(dtype)
     x[:, 1::2] = constant
@@ -180,8 +175,11 @@ def test_constant_channel_is_beta(group: Group, dtype: torch.dtype, constant: fl
 
 
 @of_every_kernel
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [*((math.nan, place) for place in PLACES), (math.inf, 0.5)],
+    ids=["nan-first", "nan-amid", "nan-last", "inf-amid"],
+)
 def test_nan_and_infinity_reach_every_member(group: Group, value: float, place: float) -> None:
     x = group.values(torch.float32)
     _image(x, place)[2].flatten()[-1] = value
@@ -213,7 +211,8 @@ def test_half_statistics_and_missing_parameters_keep_the_budget(group: Group) ->
     half = operands(group.values(torch.float16), torch.float16, torch.float16)
     with group.plan():
         judge(half, gradient_of(half.x))
-        judge(replace(half, gamma=None, beta=None), gradient_of(half.x))
+        bare = Operands(half.x, None, None, None, None)
+        judge(bare, gradient_of(half.x))
 
 
 @of_every_kernel
@@ -237,7 +236,7 @@ def test_only_the_gradients_asked_for_are_made(group: Group, need: tuple[bool, .
 
 
 @of_every_kernel
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_group_reads_the_count_before_it_is_written(group: Group, seed: int) -> None:
     call = replace(operands(group.values(torch.float32)), momentum=None)
     with group.plan(seed):
@@ -249,7 +248,7 @@ def test_schedule_and_repetition_change_no_bit(group: Group) -> None:
     x, dy = (group.values(torch.bfloat16) for _ in range(2))
     expected = None
     # the counters of the barrier go on from where the launch before left them
-    for seed in (0, 1, 2, 2):
+    for seed in (0, 1, 1):
         mean, var = torch.zeros(x.shape[1], device=DEVICE), torch.ones(x.shape[1], device=DEVICE)
         with group.plan(seed):
             y, saved = tritonbn_kernels.batch_norm_forward(
@@ -275,6 +274,3 @@ def test_training_step_of_a_layer_is_two_launches(group: Group) -> None:
             layer(x).backward(group.values(torch.float32))
             assert len(launches) == 2 * step
     assert x.grad is not None and x.grad.isfinite().all()
-    call = Operands(x.detach(), None, None, None, None)
-    with group.plan():
-        judge(call, gradient_of(call.x))
