@@ -54,9 +54,9 @@ class Floor:
 
 
 ONE_READ = {
-    "resident": Floor("resident", (50, 3, 16, 32)),
+    "resident": Floor("resident", (50, 2, 16, 32)),
     "narrow": Floor("rows", (19, 64, 7, 7)),
-    "channels-last": Floor("rows", (7, 96, 9, 11), "channels_last"),
+    "channels-last": Floor("rows", (7, 64, 9, 11), "channels_last"),
     "features": Floor("rows", (700, 96)),
 }
 # large tiles, for the interpreter takes its time by operations; the last step of each member is
