@@ -297,6 +297,7 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
             cooperative=cuda and target.arch >= 80,
             assembly=cuda and target.arch >= 80,
             reserved_sms=int(os.environ.get("TRITONBN_RESERVE_SMS", "0")),
+            warp_size=int(target.warp_size),
             l2_bytes=_l2_bytes(device),
         )
     return profile

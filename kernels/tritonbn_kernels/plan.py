@@ -73,6 +73,7 @@ class DeviceProfile:
     reserved_sms: int = 0
     registers: int = 65536
     warps: int = 64
+    warp_size: int = 32
     # of an H200 unless somebody says otherwise
     l2_bytes: int = 60 * 10**6
 

@@ -27,9 +27,9 @@ from tritonbn_kernels.residency import (
     plan_resident,
 )
 
-# 32-bit words of one tile: one 16-byte access of each thread of eight warps
-TILE_WORDS = 1024
-ROW_WARPS = 8
+# threads of a program, and the 32-bit words of one tile: one 16-byte access of each thread
+ROW_THREADS = 256
+TILE_WORDS = 4 * ROW_THREADS
 # channels_last: bytes of a row, in order of preference: whole cache lines, then down to a sector,
 # with which groups are smaller. modelled, not timed
 ROW_BYTES = (128, 64, 32)
@@ -122,7 +122,13 @@ class _Rows:
     @property
     def programs(self) -> int:
         """Programs of these plans that are on the device at once."""
-        return self.device.programs(MAX_REGISTERS, pinned("num_warps", ROW_WARPS))
+        return self.device.programs(MAX_REGISTERS, self.warps(TILE_WORDS))
+
+    def warps(self, words: int) -> int:
+        """Warps of a program for a tile of so many words: of a small tile too every thread reads 16
+        bytes at a time."""
+        threads = min(ROW_THREADS, words // 4)
+        return pinned("num_warps", max(1, threads // self.device.warp_size))
 
     @property
     def filling(self) -> int:
@@ -192,8 +198,7 @@ class _Rows:
             splits=members,
             rows_per_split=share,
             programs=pinned("programs", items if members == 1 else min(items, self.programs)),
-            # of a smaller tile too every thread reads 16 bytes at a time
-            num_warps=pinned("num_warps", max(1, min(ROW_WARPS, block_n * block_w // 128))),
+            num_warps=self.warps(block_n * block_w),
             max_registers=MAX_REGISTERS,
         )
 

@@ -22,7 +22,7 @@ from .plans import Case, Planned, planned_launches
 
 WIDE_BYTES = 16
 # kernels that fill the registers with a channel: what they spill is bounded by the budget
-HOLDING = ("resident_", "narrow_")
+HOLDING = ("resident_", "rows_")
 
 
 @dataclass(frozen=True)
