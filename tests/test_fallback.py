@@ -135,7 +135,7 @@ def test_other_errors_are_not_hidden(
 class _Stub:
     """Stands for the driver of an H200, on the stream that a test chooses."""
 
-    backend, arch, stream = "cuda", 90, 77
+    backend, arch, warp_size, stream = "cuda", 90, 32, 77
 
     def __init__(self) -> None:
         self.active = self
