@@ -168,6 +168,8 @@ def test_text_names_plans_and_fields(text: str, pins: dict[str, int]) -> None:
         pytest.param("resident=2", r"expected resident to be 0 or 1, got 2", id="switch"),
         pytest.param("programs=9", r"got 'programs=9'", id="may-hang"),
         pytest.param("num_warps=3", r"expected num_warps to be a power of two, got 3", id="warps"),
+        pytest.param("num_warps=64", r"expected num_warps to be at most 32", id="many-warps"),
+        pytest.param("block_c=40", r"expected block_c to be a power of two, got 40", id="block"),
     ],
 )
 def test_text_that_names_no_plan_is_refused(text: str, message: str) -> None:

@@ -13,7 +13,7 @@ from tests.soundness import assert_allowed, planned
 from tritonbn_bench.cases import DTYPES, RESNET50
 from tritonbn_bench.networks import EXTREMES, NETWORKS
 from tritonbn_bench.plan_table import view_in
-from tritonbn_kernels.layout import ChannelView
+from tritonbn_kernels.layout import ChannelView, view_of
 from tritonbn_kernels.plan import INTERPRETER, DeviceProfile, pinned_plan
 from tritonbn_kernels.residency import ITEMS_PER_SM
 from tritonbn_kernels.row_plans import (
@@ -29,6 +29,7 @@ from tritonbn_kernels.row_plans import (
     ROW_PIECES,
     TILE_WORDS,
     RowsPlan,
+    plan_one_read,
     plan_rows,
 )
 
@@ -212,7 +213,9 @@ def test_held_and_streamed_rows_are_all_rows(itemsize: int, which: str) -> None:
             for first in range(0, view.n_outer, plan.rows_per_split)
         ]
         assert len(shares) == plan.splits
-        held = sum(min(plan.held_rows, share) for share in shares)
+        held = sum(
+            min(min(plan.pieces * plan.block_n, plan.rows_per_split), share) for share in shares
+        )
         assert held + plan.streamed_rows(view.n_outer) == view.n_outer
         # nothing is compiled to stream that is not needed
         assert (plan.streamed_rows(view.n_outer) > 0) == (plan.stream > 0)
@@ -327,3 +330,21 @@ def test_reserved_sms_are_left_to_others() -> None:
     plan = _rows(_last(256, 64, 56, 56), 2, shared, 1)
     assert plan is not None and plan.programs == 240
     assert plan.splits <= plan.programs // 2
+
+
+# (N, C, H * W) of bf16: planes so small that a row of 4 KB would hold hundreds of channels
+SMALL_PLANES = [(512, 512, 4), (1024, 512, 9), (2048, 1024, 3), (4096, 512, 25)]
+
+
+@pytest.mark.parametrize("streams", [1, 2], ids=["forward", "backward"])
+@pytest.mark.parametrize("shape", SMALL_PLANES, ids=str)
+def test_members_of_small_planes_merge_few_channels(
+    shape: tuple[int, int, int], streams: int
+) -> None:
+    _, c, s = shape
+    view = view_of(shape, (c * s, s, 1))
+    assert view is not None
+    plan = plan_one_read((view,) * (streams + 1), 2, DeviceProfile(132), streams)
+    assert isinstance(plan, RowsPlan)
+    assert plan.splits > 1
+    assert plan.splits * PARTIAL_BYTES[streams] * plan.block_channels <= MERGE_BYTES

@@ -20,7 +20,7 @@ from tritonbn_kernels.launch import (
     device_profile,
     interpreted,
 )
-from tritonbn_kernels.plan import DeviceProfile, power_of_two_at_least
+from tritonbn_kernels.plan import DeviceProfile, pinned_by_block, power_of_two_at_least
 from tritonbn_kernels.residency import ResidentPlan
 from tritonbn_kernels.resident import resident_backward_kernel, resident_forward_kernel
 from tritonbn_kernels.row_plans import RowsPlan, plan_one_read
@@ -54,8 +54,10 @@ def _arguments(
         return None
     profile = device_profile(planes, device_index(planes, x))
     plan = plan_one_read(geometry.views, geometry.itemsize, profile, streams)
-    if plan is not None and plan.splits > 1 and not (profile.cooperative or interpreted(planes)):
-        # a pinned plan: programs that are not all running would wait for ever
+    # programs that are not all running would wait for ever; in the interpreter only tests, which
+    # pin by a block, bring a schedule that lets them run
+    together = profile.cooperative or (interpreted(planes) and pinned_by_block("splits"))
+    if plan is not None and plan.splits > 1 and not together:
         return None
     if isinstance(plan, RowsPlan):
         return _rows_arguments(rows, plan, geometry, profile, x)

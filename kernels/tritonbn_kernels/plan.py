@@ -244,7 +244,9 @@ PLAN_NAMES: dict[str, dict[str, int]] = {
 # with fewer programs than members a group would wait for ever: a field for tests alone
 _FIELDS = sorted(PINNABLE - {"programs"})
 _SWITCHES = frozenset({"fused", "resident"})
-_POWERS_OF_TWO = frozenset({"block_n", "block_v", "num_warps"})
+_POWERS_OF_TWO = frozenset({"block_c", "block_n", "block_v", "num_warps"})
+# of one program: 1,024 threads
+MOST_WARPS = 32
 
 
 def pins_from(text: str) -> dict[str, int]:
@@ -275,6 +277,8 @@ def _checked(name: str, value: int) -> int:
         raise ValueError(f"expected {name} to be positive, got {value}")
     if name in _POWERS_OF_TWO and value & (value - 1):
         raise ValueError(f"expected {name} to be a power of two, got {value}")
+    if name == "num_warps" and value > MOST_WARPS:
+        raise ValueError(f"expected num_warps to be at most {MOST_WARPS}, got {value}")
     return value
 
 
@@ -302,6 +306,11 @@ def pinned(name: str, free: int) -> int:
 def is_pinned(*names: str) -> bool:
     """Whether any of these fields is pinned."""
     return any(name in _pinned or name in environment_pins() for name in names)
+
+
+def pinned_by_block(name: str) -> bool:
+    """Whether `pinned_plan`, and not the environment, pins this field."""
+    return name in _pinned
 
 
 def plan_cache() -> dict[Any, Any]:

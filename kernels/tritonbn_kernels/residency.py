@@ -26,7 +26,7 @@ PIECE_BYTES = 8192
 PIECES = {1: (4, 6), 2: (2, 3)}
 # registers a thread: four programs of four warps on an SM
 MAX_REGISTERS = 128
-# pieces that a pinned plan may hold: the compiler unrolls them
+# pieces of a usual size that a pinned plan may hold: the compiler unrolls them
 MOST_PIECES = 32
 # items per SM below which smaller items are tried, so that no SM waits idle
 ITEMS_PER_SM = 2
@@ -98,7 +98,9 @@ def plan_resident(
     # equal members: none has a tile more than another
     share = -(-vectors // splits)
     pieces = max(-(-share // block_v), pinned("pieces", 0))
-    if pieces > MOST_PIECES:
+    held = pieces * block_c * block_v * vector * itemsize
+    # pinned: the compiler would unroll more, and spill it
+    if max(pieces, held // (PIECE_BYTES * device.tile_scale)) > MOST_PIECES:
         return None
     splits = -(-vectors // share)
     items = splits * -(-view.n_channels // block_c)

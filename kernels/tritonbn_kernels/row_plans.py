@@ -94,11 +94,6 @@ class RowsPlan:
         """Number of channel blocks, that is of groups."""
         return -(-n_channels // self.block_channels)
 
-    @property
-    def held_rows(self) -> int:
-        """Most rows of a member that stay in registers."""
-        return min(self.pieces * self.block_n, self.rows_per_split)
-
     def streamed_rows(self, n_rows: int) -> int:
         """Rows that are read twice, of all members."""
         held = self.pieces * self.block_n
@@ -164,12 +159,20 @@ class _Rows:
         """Programs of so many tiles that hold all rows."""
         return -(-self.n_rows // (pieces * self.block_n(block_w)))
 
+    def merged(self, members: int, block_w: int) -> int:
+        """Bytes of partial results that each of so many programs reads."""
+        return members * PARTIAL_BYTES[self.streams] * self.block_channels(block_w)
+
+    def filled(self, block_w: int) -> bool:
+        """Whether whole channels fill enough of so many words."""
+        columns = block_w * 4 // self.itemsize
+        return self.block_channels(block_w) * self.n_inner >= NARROW_FILL * columns
+
     def enough(self, members: int, block_w: int, pieces: int, most: int) -> int:
         """`members`, or more where the device would not be full and each of them still reads more
         data than partial results."""
         row_bytes = block_w * 4 * self.streams
-        partial = PARTIAL_BYTES[self.streams] * self.block_channels(block_w)
-        most = min(most, isqrt(self.n_rows * row_bytes // partial))
+        most = min(most, isqrt(self.n_rows * row_bytes // self.merged(1, block_w)))
         others = [self.members(block_w, fewer) for fewer in range(pieces - 1, 0, -1)]
         return enough_members(members, others, self.blocks(block_w), most, self.device)
 
@@ -203,12 +206,14 @@ class _Rows:
         )
 
     def can_be_launched(self, plan: RowsPlan) -> bool:
-        """Whether pins left a plan of few enough pieces, with rows that a tile can hold, and with
-        blocks of channels that begin at multiples of an access: the kernels rely on it."""
+        """Whether pins left a plan that the compiler need not unroll too far, with rows that a tile
+        can hold, and with blocks of channels that begin at multiples of an access."""
+        tiles = plan.pieces + plan.stream
+        tile_words = TILE_WORDS * self.device.tile_scale
         together = plan.block_channels * self.n_inner
         return (
-            plan.pieces <= MOST_PIECES
-            and plan.block_w <= TILE_WORDS * self.device.tile_scale
+            max(tiles, tiles * plan.block_n * plan.block_w // tile_words) <= MOST_PIECES
+            and plan.block_w <= tile_words
             and (plan.block_channels == self.n_channels or together % self.vector == 0)
         )
 
@@ -270,17 +275,28 @@ def _access(views: tuple[ChannelView, ...], itemsize: int) -> int:
 
 
 def _narrow(rows: _Rows) -> RowsPlan | None:
-    """Whole channels in rows of 4 KB, or None where they fill too little of one."""
+    """Whole channels in rows of 4 KB, or of less where small planes would mean many channels to
+    merge; None where they fill too little of one."""
     block_w = rows.block_w(TILE_WORDS * 4)
-    block_channels = rows.block_channels(block_w)
-    if block_channels * rows.n_inner < NARROW_FILL * block_w * 4 // rows.itemsize:
+    if not rows.filled(block_w):
         return None
     most = max(rows.programs // 2, 1) if rows.device.cooperative else 1
+    # half the width is half the channels, in groups half as large
+    while (
+        _merges_much(rows, block_w, most) and rows.filled(block_w // 2) and not is_pinned("block_c")
+    ):
+        block_w //= 2
     for pieces in () if pinned("stream", 0) else NARROW_PIECES[rows.streams]:
         members = rows.members(block_w, pieces)
         if members <= most or is_pinned("splits"):
             return rows.plan(block_w, rows.enough(members, block_w, pieces, most))
     return _hybrid(rows, block_w)
+
+
+def _merges_much(rows: _Rows, block_w: int, most: int) -> bool:
+    """Whether the members of a group of narrow planes would read too many partial results."""
+    members = min(rows.members(block_w, NARROW_PIECES[rows.streams][0]), most)
+    return members > 1 and rows.merged(members, block_w) > MERGE_BYTES
 
 
 def _channels_last(rows: _Rows) -> RowsPlan | None:
@@ -302,8 +318,8 @@ def _channels_last(rows: _Rows) -> RowsPlan | None:
         return None
     fitting = []
     for block_w in widths:
-        merged = MERGE_BYTES // (PARTIAL_BYTES[rows.streams] * rows.block_channels(block_w))
-        members, most = rows.members(block_w, pieces), min(rows.programs // 2, merged)
+        most = min(rows.programs // 2, MERGE_BYTES // rows.merged(1, block_w))
+        members = rows.members(block_w, pieces)
         if members <= most:
             fitting.append((block_w, rows.enough(members, block_w, pieces, most)))
     if fitting:

@@ -16,12 +16,7 @@ from tritonbn_kernels.columns import (
     meet_tiles,
     normalize_tiles,
 )
-
-
-@triton.jit
-def backward_start(step, begin, last, STEP: tl.constexpr):
-    """First row of the step that comes `step`-th from the end of [begin, last)."""
-    return begin + (tl.cdiv(last - begin, STEP) - 1 - step) * STEP
+from tritonbn_kernels.moments import tile_start
 
 
 # fmt: off
@@ -53,8 +48,8 @@ def stream_normalize(
     # fmt: on
     """Write y of the rows [begin, last), the last first."""
     STEP: tl.constexpr = STREAM * BLOCK_N
-    for step in range(0, tl.cdiv(tl.maximum(last - begin, 0), STEP)):
-        start = backward_start(step, begin, last, STEP)
+    for step in range(begin, last, STEP):
+        start = tile_start(step, begin, last, STEP, True)
         tiles = hold_rows(
             x_ptr, start, last, column, n_columns, x_stride,
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
@@ -99,8 +94,8 @@ def stream_input_gradient(
     # fmt: on
     """Write dx of the rows [begin, last), the last first."""
     STEP: tl.constexpr = STREAM * BLOCK_N
-    for step in range(0, tl.cdiv(tl.maximum(last - begin, 0), STEP)):
-        start = backward_start(step, begin, last, STEP)
+    for step in range(begin, last, STEP):
+        start = tile_start(step, begin, last, STEP, True)
         dys = hold_rows(
             dy_ptr, start, last, column, n_columns, dy_stride,
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
