@@ -30,6 +30,7 @@ FORBIDDEN_ARROWS = {
     "scripts": {"tritonbn", "tritonbn_kernels", "tritonbn_bench", "tests"},
 }
 PURE_PYTHON = {
+    "kernels/tritonbn_kernels/activation_names.py",
     "kernels/tritonbn_kernels/outlook.py",
     "kernels/tritonbn_kernels/plan.py",
     "kernels/tritonbn_kernels/traffic.py",
