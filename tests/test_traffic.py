@@ -2,8 +2,7 @@
 
 import pytest
 
-from tritonbn_kernels.plan import DeviceProfile
-from tritonbn_kernels.traffic import MODES, floor_bytes, planned_bytes, two_read_bytes
+from tritonbn_kernels.traffic import MODES, floor_bytes, two_read_bytes
 
 NUMEL, CHANNELS, ITEMSIZE = 256 * 64 * 112 * 112, 64, 2
 TENSOR = NUMEL * ITEMSIZE
@@ -37,30 +36,3 @@ def test_vectors_are_counted(mode: str) -> None:
 def test_unknown_mode_is_named() -> None:
     with pytest.raises(ValueError, match=r"expected a mode of forward_train.*got 'train'"):
         floor_bytes("train", 1, 1, 4)
-
-
-@pytest.mark.parametrize(
-    ("mode", "strides", "one_read"),
-    [
-        pytest.param("forward_train", (64 * 3136, 3136, 1), True, id="forward-nchw"),
-        pytest.param("backward_train", (64 * 3136, 3136, 1), True, id="backward-nchw"),
-        pytest.param("forward_train", (64 * 3136, 1, 64), True, id="forward-channels-last"),
-        pytest.param("forward_train", (64 * 3136, 2, 128), False, id="forward-no-plan"),
-        pytest.param("forward_eval", (64 * 3136, 1, 64), True, id="eval-reads-once-anyway"),
-    ],
-)
-def test_planned_bytes_are_those_of_the_plan(
-    mode: str, strides: tuple[int, ...], one_read: bool
-) -> None:
-    shape = (32, 64, 3136)
-    numel = 32 * 64 * 3136
-    planned = planned_bytes(mode, shape, strides, 2, DeviceProfile(132))
-    expected = floor_bytes if one_read else two_read_bytes
-    assert planned == expected(mode, numel, 64, 2)
-
-
-def test_planned_bytes_of_a_hybrid_plan_lie_between() -> None:
-    shape, strides = (256, 64, 3136), (64 * 3136, 1, 64)
-    numbers = ("backward_train", 256 * 64 * 3136, 64, 2)
-    planned = planned_bytes("backward_train", shape, strides, 2, DeviceProfile(132))
-    assert floor_bytes(*numbers) < planned < two_read_bytes(*numbers)

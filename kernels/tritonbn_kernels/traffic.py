@@ -16,12 +16,6 @@ The floor is what GB/s is counted on, for every provider alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tritonbn_kernels.layout import view_of
-from tritonbn_kernels.plan import DeviceProfile
-from tritonbn_kernels.row_plans import RowsPlan, plan_one_read
-
 MODES = ("forward_train", "forward_eval", "backward_train", "backward_eval")
 
 _FLOOR_TENSORS = {"forward_train": 2, "forward_eval": 2, "backward_train": 3, "backward_eval": 3}
@@ -63,31 +57,3 @@ def two_read_bytes(mode: str, numel: int, channels: int, itemsize: int) -> int:
     """Bytes that the two-read kernels move when no cache serves the second read; arguments and
     errors as `floor_bytes`."""
     return _bytes(_TWO_READ_TENSORS, mode, numel, channels, itemsize)
-
-
-def planned_bytes(
-    mode: str, shape: Sequence[int], strides: Sequence[int], itemsize: int, device: DeviceProfile
-) -> int:
-    """Bytes that the programs of the plan for a non-empty `(N, C, *S)` tensor read and write: the
-    floor where it reads once, else those of two reads (after a copy, not counted, where the layout
-    needs one), between them where it keeps a part.
-
-    Partial results of the programs that share a channel are left out: a few kilobytes.
-
-    Raises:
-        ValueError: unknown mode.
-    """
-    numel = 1
-    for size in shape:
-        numel *= size
-    view = view_of(shape, strides)
-    floor = floor_bytes(mode, numel, shape[1], itemsize)
-    twice = two_read_bytes(mode, numel, shape[1], itemsize)
-    if mode.endswith("eval"):
-        return floor
-    streams = 1 if mode == "forward_train" else 2
-    plan = view and plan_one_read((view,) * (streams + 1), itemsize, device, streams)
-    if view is None or plan is None:
-        return twice
-    streamed = plan.streamed_rows(view.n_outer) if isinstance(plan, RowsPlan) else 0
-    return floor + (twice - floor) * streamed // view.n_outer
