@@ -119,8 +119,8 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
 )
 # kernels differ by what they are given too; one shape of each family stands for all
 VARIANT_SHAPES = (((32, 64, 28, 28), CHANNELS_FIRST), ((32, 64, 28, 28), CHANNELS_LAST))
-# wide and ragged in both families
-QUICK_SHAPES = ((32, 64, 56, 56), (32, 2048, 7, 7), (8, 35, 17, 19))
+# wide and ragged in both families, and what no grid holds
+QUICK_SHAPES = ((32, 64, 56, 56), (32, 2048, 7, 7), (8, 35, 17, 19), (256, 64, 56, 56))
 
 
 def cases() -> Iterator[Case]:
