@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 from unittest import mock
 
@@ -23,11 +24,14 @@ import triton.language as tl
 from tritonbn_bench.static import TARGETS, FakeDriver, Target, active_driver, budget, examine
 from tritonbn_bench.static.check import Demand, check, judge
 from tritonbn_bench.static.metrics import ptx_loose_releases
-from tritonbn_bench.static.plans import CHANNELS_FIRST, Case, planned_launches
-from tritonbn_kernels import launch, residency
+from tritonbn_bench.static.plans import CHANNELS_FIRST, CHANNELS_LAST, Case, planned_launches
+from tritonbn_kernels import launch, residency, row_plans
 
-# several programs share a channel, forward and backward
-GROUPED = Case((32, 64, 56, 56), CHANNELS_FIRST, "bf16")
+# several programs share a channel, forward and backward: planes, and a hybrid plan of rows
+GROUPED = (
+    Case((32, 64, 56, 56), CHANNELS_FIRST, "bf16"),
+    Case((256, 64, 56, 56), CHANNELS_LAST, "bf16"),
+)
 
 
 @triton.jit
@@ -129,7 +133,7 @@ def launches(
 def without_barriers(target: Target) -> list[str]:
     """For each of our kernels that meets others, how many releases come too early without them."""
     said = []
-    for planned in planned_launches(GROUPED, target):
+    for planned in chain(*(planned_launches(case, target) for case in GROUPED)):
         if planned.record.constants.get("GROUPED"):
             assert planned.record.compiled is not None
             text = planned.record.compiled.asm["ptx"]  # type: ignore[attr-defined]
@@ -140,12 +144,14 @@ def without_barriers(target: Target) -> list[str]:
 
 def with_few_registers(target: Target) -> list[str]:
     """What a budget says against our kernels, held and two-read, allowed half the registers."""
-    before = budget.measure(check([target], [GROUPED]))
+    before = budget.measure(check([target], GROUPED))
+    half = residency.MAX_REGISTERS // 2
     with (
-        mock.patch.object(residency, "MAX_REGISTERS", residency.MAX_REGISTERS // 2),
+        mock.patch.object(residency, "MAX_REGISTERS", half),
+        mock.patch.object(row_plans, "MAX_REGISTERS", half),
         mock.patch.object(launch, "REGISTER_CAP", 40),
     ):
-        return budget.compare(before, budget.measure(check([target], [GROUPED])))[0]
+        return budget.compare(before, budget.measure(check([target], GROUPED)))[0]
 
 
 def main(name: str) -> int:

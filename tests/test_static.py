@@ -97,6 +97,8 @@ def test_release_without_a_block_barrier_before_it_is_reported() -> None:
     assert [kernel.split()[0] for kernel in said] == [
         "resident_forward_kernel",
         "resident_backward_kernel",
+        "rows_forward_kernel",
+        "rows_backward_kernel",
     ]
     assert all(kernel.endswith(" 0 -> 1") for kernel in said)
 
@@ -104,7 +106,9 @@ def test_release_without_a_block_barrier_before_it_is_reported() -> None:
 @pytest.mark.slow
 def test_too_few_registers_are_worse_than_the_budget() -> None:
     said = "\n".join(verdicts("sm_90")["with_few_registers"])
-    for kernel in ("resident_forward_kernel", "resident_backward_kernel", "gradients_kernel"):
+    families = ("resident", "rows")
+    held = [f"{family}_{which}_kernel" for family in families for which in ("forward", "backward")]
+    for kernel in (*held, "gradients_kernel"):
         assert re.search(rf"{kernel}: spill \d+ -> \d+, stack \d+ -> \d+", said), kernel
 
 
