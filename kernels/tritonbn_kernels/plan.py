@@ -63,7 +63,7 @@ class DeviceProfile:
     sm_count: SMs (compute units) that a launch may fill. tile_scale: factor by which tiles grow, 1
     on GPUs. cooperative: whether programs may wait for one another. assembly: whether PTX can be
     inlined. reserved_sms: SMs that one-read plans leave to others, such as collectives. registers,
-    warps: of one SM. l2_bytes: of the L2 cache.
+    warps: of one SM. warp_size: threads of a warp. l2_bytes: of the L2 cache.
     """
 
     sm_count: int
