@@ -55,15 +55,13 @@ def _route(x: Tensor, residual: Tensor | None = None) -> str:
         or torch._C._get_tracing_state() is not None
     ):
         return "torch"
-    if residual is not None and (
-        residual.layout is not torch.strided
-        or (
-            type(residual) is not Tensor
-            and type(residual) is not torch.nn.Parameter
-            and not torch.compiler.is_compiling()
-        )
-    ):
-        return "torch"
+    if residual is not None:
+        kind = type(residual)
+        if kind is not Tensor and kind is not torch.nn.Parameter:
+            if not torch.compiler.is_compiling():
+                return "torch"
+        if residual.layout is not torch.strided:
+            return "torch"
     return engine
 
 
