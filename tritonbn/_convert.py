@@ -80,7 +80,11 @@ def revert(model: _Model) -> _Model:
     Mutates: as `convert`.
     """
     chosen = _layers_of(model, _TORCHS)
-    fused = [f"{path or 'model'} with {one.activation!r}" for path, one in chosen if _fused(one)]
+    fused = [
+        f"{path or 'the model itself'} with {one.activation!r}"
+        for path, one in chosen
+        if _fused(one)
+    ]
     if fused:
         raise ValueError(
             "expected layers without an activation, which torch's classes would lose, got"
