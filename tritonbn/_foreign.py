@@ -44,8 +44,16 @@ class _FusedEps(float):
         )
 
 
+def _assigned(layer: nn.Module, name: str) -> Any:
+    """What lies in the layer's `__dict__`."""
+    try:
+        return vars(layer)[name]
+    except KeyError:
+        raise AttributeError(name) from None
+
+
 def _get_eps(layer: nn.Module) -> float:
-    eps: float = vars(layer)["eps"]
+    eps: float = _assigned(layer, "eps")
     # a compiler knows floats alone, and none of the tools is compiled
     if layer.activation is None or torch.compiler.is_compiling():
         return eps
@@ -53,17 +61,14 @@ def _get_eps(layer: nn.Module) -> float:
 
 
 def _set_eps(layer: nn.Module, eps: float) -> None:
-    # handed on from another such layer
+    # it may come from another such layer
     vars(layer)["eps"] = float(eps) if isinstance(eps, _FusedEps) else eps
 
 
 def _get_qconfig(layer: nn.Module) -> Any:
     if layer.activation is not None:
         raise NotImplementedError(refusal(layer.activation))
-    try:
-        return vars(layer)["qconfig"]
-    except KeyError:
-        raise AttributeError("qconfig") from None
+    return _assigned(layer, "qconfig")
 
 
 def _set_qconfig(layer: nn.Module, qconfig: Any) -> None:

@@ -82,6 +82,14 @@ class _TritonBatchNorm(_BatchNorm):
         if memory_efficient:
             self.memory_efficient = memory_efficient
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a module of torch's for an activation would become a submodule, which nobody calls
+        if name == "activation":
+            check_memory_efficient(self.memory_efficient, activation_of(value))
+        elif name == "memory_efficient":
+            check_memory_efficient(value, activation_of(self.activation))
+        super().__setattr__(name, value)
+
     _torch_forward = _under_another_name(_BatchNorm.forward, "_torch_forward")
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
