@@ -158,6 +158,43 @@ def test_functions_count_as_layers_do() -> None:
     assert {call.shape[1] for call in tritonbn.warmup(model, images()).calls} == {4, 3}
 
 
+class Fused(nn.Module):
+    """Layers of one shape that are followed by different things, two of them by the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(
+            tritonbn.BatchNorm2d(3, activation=one) for one in (None, "relu", "relu", "silu")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for norm in self.norms:
+            y = norm(y)
+        z: Tensor = self.norms[1](y, x)
+        return z
+
+
+def test_fused_layers_are_warmed_as_fused() -> None:
+    model, x = Fused().to(DEVICE), images()
+    operations = [call.operation for call in tritonbn.warmup(model, x).calls]
+    # without activation, relu, silu, and relu with a residual
+    assert operations.count("training forward") == 4
+    # the last with a mask for a backward pass and without
+    assert operations.count("evaluation forward") == 5
+    # once more where the input of the model needs no gradient
+    assert operations.count("training backward") == 5
+
+
+def test_warming_hands_on_what_follows_the_normalisation() -> None:
+    seen: list[Tensor] = []
+    model, x = Fused().to(DEVICE), images()
+    model.norms[3].register_forward_hook(lambda module, args, y: seen.append(y))
+    tritonbn.warmup(model, x)
+    model(x)
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["tensor", "tuple", "mapping"])
 def test_sample_is_what_the_model_is_called_with(kind: str) -> None:
     x = images()

@@ -22,6 +22,7 @@ from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
 from . import _operators
+from ._following import IDENTITY, followed
 from ._progress import Progress, shown
 from ._untouched import untouched
 from .modules import _TritonBatchNorm
@@ -242,48 +243,88 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func not in (_operators._forward_op, _operators._eval_op, _operators._backward_op):
+            return func(*args, **(kwargs or {}))
+        # by the names of the operator's arguments: evaluation lacks some that training has
+        named = {one.name: one.default_value for one in func._schema.arguments}
+        named |= dict(zip(named, args, strict=False)) | (kwargs or {})
         with torch.no_grad():
-            if func is _operators._forward_op:
-                return self._forward(*args)
-            if func is _operators._eval_op:
-                return self._forward(*args[:5], None, False, 0.0, args[5])
             if func is _operators._backward_op:
-                dy, x, weight, _, training, *needs = args
-                self._backward(dy, x, weight, training, tuple(needs))
-                return tuple(one.zero_() for one in _operators._backward_fake(*args))
-        return func(*args, **(kwargs or {}))
+                self._backward_of(named)
+                return tuple(one.zero_() for one in _results(func, named))
+            y, *others = _results(func, named)
+            self._forward(named, y)
+            return (y, *(one.zero_() for one in others))
 
-    def _forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        weight, bias, mean, var, _, training, momentum, eps = others
-        self._compile_forward(x, *others)
+    def _forward(self, named: dict[str, Any], y: Tensor) -> None:
+        """Compile for a forward call, and let torch compute its result into `y`."""
+        x, weight, bias = named["x"], named["weight"], named["bias"]
+        mean, var, eps = named["running_mean"], named["running_var"], named["eps"]
+        training, momentum = named.get("training", False), named.get("momentum", 0.0)
+        vectors = (weight, bias, mean, var, named.get("num_batches_tracked"))
+        activation, residual = _activation_of(named), named.get("residual")
+        needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias, residual))
+        recorded = self._gradients and any(needs)
+        masks = recorded and residual is not None
+        self._compile_forward(x, *vectors, training, momentum, eps, activation, residual, masks)
         if training and self._evaluation and mean is not None:
             # a layer hands over no count in evaluation
-            self._compile_forward(x, weight, bias, mean, var, None, False, momentum, eps)
-        y, saved = _operators._forward_fake(x)
-        needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias))
-        if self._gradients and any(needs):
+            vectors = (*vectors[:4], None)
+            constants = (momentum, eps, activation, residual)
+            # with or without gradients: a mask is kept for the former alone
+            for masked in sorted({False, masks}):
+                self._compile_forward(x, *vectors, False, *constants, masked)
+        if recorded:
+            fused = (activation, bias, residual)
             dy = torch.empty_like(y)
-            self._backward(dy, x, weight, training, (True, *needs[1:]))
+            self._backward(dy, x, weight, training, (True, *needs[1:]), *fused)
             # x may be the model's input; or what a reentrant checkpoint made without a graph
             if not needs[0]:
-                self._backward(dy, x, weight, training, needs)
+                self._backward(dy, x, weight, training, needs, *fused)
         with torch.autocast(x.device.type, enabled=False):
             if training:
                 mean = var = None
-            y.copy_(F.batch_norm(x, mean, var, weight, bias, training, 0.0, eps))
-        return y, saved.zero_()
+            z = F.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)
+            y.copy_(followed(z, activation, residual))
 
     def _compile_forward(self, x: Tensor, *others: Any) -> None:
-        *vectors, training, momentum, eps = others
+        *vectors, training, momentum, eps, activation, residual, masks = others
         constants = (momentum, eps) if x.dtype is torch.float64 else momentum is None
-        if self._is_new("forward", x, training, *map(_kind, vectors), constants):
-            _operators._on_device(x, self._compiler.forward, x, *others)
+        fused = (activation, residual, masks)
+        plain = activation == IDENTITY and residual is None
+        about = (constants, activation, _laid_out(residual), masks)
+        if self._is_new("forward", x, training, *map(_kind, vectors), about):
+            arguments = (*vectors, training, momentum, eps, *(() if plain else fused))
+            _operators._on_device(x, self._compiler.forward, x, *arguments)
+
+    def _backward_of(self, named: dict[str, Any]) -> None:
+        """Compile for a backward pass within the model's forward pass."""
+        # with a mask it has been compiled for the forward call, which had the residual
+        if named.get("mask") is not None:
+            return
+        needs = tuple(named[f"need_{name}"] for name in ("dx", "dgamma", "dbeta"))
+        dy, x, weight, training = (named[name] for name in ("dy", "x", "weight", "training"))
+        fused = (_activation_of(named), named.get("bias"), named.get("residual"))
+        self._backward(dy, x, weight, training, (*needs, False), *fused)
 
     def _backward(
-        self, dy: Tensor, x: Tensor, weight: Tensor | None, training: bool, needs: tuple[bool, ...]
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        training: bool,
+        needs: tuple[bool, ...],
+        activation: tuple[str, float],
+        bias: Tensor | None,
+        residual: Tensor | None,
     ) -> None:
-        if self._is_new("backward", x, training, _kind(dy), dy.stride(), _kind(weight), needs):
-            _operators._on_device(x, self._compiler.backward, dy, x, weight, training, needs)
+        plain = activation == IDENTITY and residual is None
+        about = (needs, activation, None if plain else _kind(bias), _laid_out(residual))
+        if self._is_new("backward", x, training, _kind(dy), dy.stride(), _kind(weight), about):
+            fused = () if plain else (activation, bias, residual)
+            needs = needs[:3] if plain else needs
+            arguments = (weight, training, needs, *fused)
+            _operators._on_device(x, self._compiler.backward, dy, x, *arguments)
 
     def _is_new(self, direction: str, x: Tensor, training: bool, *rest: object) -> bool:
         operation = f"{'training' if training else 'evaluation'} {direction}"
@@ -293,6 +334,30 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         self.calls[key] = call
         return True
+
+
+def _activation_of(named: dict[str, Any]) -> tuple[str, float]:
+    """The activation that an operator was given."""
+    name, parameter = IDENTITY
+    return named.get("activation", name), named.get("parameter", parameter)
+
+
+def _results(func: Any, named: dict[str, Any]) -> list[Tensor]:
+    """Memory for what an operator returns, by its fake version."""
+    # a function of shapes, strides and dtypes, which tensors without memory have
+    arguments = {
+        name: torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="meta")
+        if isinstance(one, Tensor)
+        else one
+        for name, one in named.items()
+    }
+    device = named["x"].device
+    return [torch.empty_like(one, device=device) for one in func(**arguments)]
+
+
+def _laid_out(residual: Tensor | None) -> object:
+    """What of a residual decides a kernel."""
+    return None if residual is None else (_kind(residual), residual.stride())
 
 
 def _kind(vector: Tensor | None) -> object:
