@@ -19,7 +19,7 @@ from triton import knobs
 
 from tritonbn_kernels.backward import BackwardCall
 from tritonbn_kernels.forward import ForwardCall
-from tritonbn_kernels.fused import IDENTITY, Fused, side_of
+from tritonbn_kernels.fused import IDENTITY, Fused, mask_run, side_of
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.launch import compile_only, device_index, interpreted
 from tritonbn_kernels.normalize import normalize_kernel
@@ -74,7 +74,7 @@ def _compile_backward(
     fused = Fused(*activation, side_of(activation[0], residual is not None))
     side = residual if fused.side == "residual" else None
     if fused.side == "mask":
-        side = ForwardCall(x, training, False, 0.0, 1.0, fused, residual, True).new_mask(x)
+        side = x.new_empty(x.numel() // mask_run(x), dtype=torch.uint8)
     with compile_only() as kernels:
         call = BackwardCall(dy, x, training, needs, fused, side)
         call((dy, x, weight, bias, saved, side))

@@ -8,19 +8,12 @@ from tritonbn_kernels.at_once import BackwardAtOnce, backward_at_once
 from tritonbn_kernels.fused import IDENTITY, UNFUSED, Fused, laid_out_as_output, run_of, side_of
 from tritonbn_kernels.geometry import (
     Geometry,
-    accumulation_dtype,
     like_grouped,
     output_view,
     readable,
 )
-from tritonbn_kernels.gradients import gradients_kernel, input_gradient_kernel
 from tritonbn_kernels.launch import (
-    Launch,
     LaunchRefusedError,
-    Ready,
-    arrival_counters,
-    device_index,
-    device_profile,
     note_fallback,
 )
 from tritonbn_kernels.layout import channel_view
@@ -28,13 +21,9 @@ from tritonbn_kernels.one_read import ResidentBackwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
     plan_generation,
-    plan_pointwise,
-    plan_reduction,
     remember,
 )
-
-# splits that the last program of a channel block adds at a time
-MERGE_BLOCK = 16
+from tritonbn_kernels.two_read import InputGradientStep, SumsStep
 
 _calls = plan_cache()
 # dy, x, weight, bias, saved, mask or residual
@@ -349,86 +338,3 @@ class BackwardCalls:
         if kind is not None and aligned and kind != self._last[0]:
             self._last = (kind, call.at_once())
         return gradients
-
-
-class SumsStep:
-    """One planned launch of the gradients kernel."""
-
-    __slots__ = ("_counters", "_launch", "_partials", "plan")
-
-    def __init__(
-        self, x: torch.Tensor, geometry: Geometry, training: bool, flags: dict[str, object]
-    ) -> None:
-        device = device_index(gradients_kernel, x)
-        profile = device_profile(gradients_kernel, device)
-        view = geometry.first
-        self.plan = plan_reduction(view, geometry.itemsize, profile, geometry.vector)
-        split = self.plan.splits > 1
-        constants = {
-            "TRAINING": training,
-            "SPLIT": split,
-            **flags,
-            **geometry.constants(self.plan, accumulation_dtype(x)),
-            "BLOCK_K": MERGE_BLOCK,
-        }
-        self._launch = Launch(
-            gradients_kernel,
-            device,
-            self.plan.grid(view.n_channels),
-            (
-                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
-                view.count,
-            ),
-            constants,
-            self.plan.num_warps,
-        )
-        self._partials = self.plan.splits * 2 * view.n_channels if split else 0
-        self._counters = 1 + self.plan.blocks(view.n_channels) if split else 0
-
-    def __call__(
-        self, tensors: tuple[torch.Tensor | None, ...], sums: torch.Tensor | None
-    ) -> None:
-        """Launch with dy, x, weight, bias, saved, dx, dgamma, dbeta, side and dresidual."""
-        partials = arrivals = None
-        if self._partials:
-            x, saved = tensors[1], tensors[4]
-            assert x is not None and saved is not None
-            partials = saved.new_empty(self._partials)
-            arrivals = arrival_counters(gradients_kernel, x, self._counters)
-        self._launch((*tensors, sums, partials, arrivals))
-
-    def ready(self) -> Ready | None:
-        """`Launch.ready` after dy, x, weight, bias, saved, dx, dgamma and dbeta; None where a
-        launch needs other memory besides."""
-        return None if self._partials else self._launch.ready((None,) * 5)
-
-
-class InputGradientStep:
-    """One planned launch of the input gradient kernel."""
-
-    __slots__ = ("_launch",)
-
-    def __init__(
-        self, x: torch.Tensor, geometry: Geometry, training: bool, flags: dict[str, object]
-    ) -> None:
-        device = device_index(input_gradient_kernel, x)
-        profile = device_profile(input_gradient_kernel, device)
-        view = geometry.first
-        plan = plan_pointwise(view, geometry.itemsize, profile, geometry.vector)
-        constants = {
-            "TRAINING": training,
-            **flags,
-            **geometry.constants(plan, accumulation_dtype(x)),
-        }
-        self._launch = Launch(
-            input_gradient_kernel,
-            device,
-            plan.grid(view.n_channels),
-            (*geometry.sizes(plan), *geometry.strides(plan)),
-            constants,
-            plan.num_warps,
-        )
-
-    def __call__(self, tensors: tuple[torch.Tensor | None, ...]) -> None:
-        """Launch with dy, x, weight, bias, saved, side, sums and dx."""
-        self._launch(tensors)

@@ -328,8 +328,8 @@ def add_tiles(
 def input_gradient_tiles(
     dx_ptr, dys, xs, masks, side_ptr, mean_hi, scale, offset, mean_dy, slope, first, last,
     column, n_columns, dx_stride,
-    FUSED: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr,
-    TILES: tl.constexpr, EVICTION: tl.constexpr,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, TILES: tl.constexpr, EVICTION: tl.constexpr,
 ):
     # fmt: on
     """Write dx of TILES tiles from row `first`; the vectors are per column, (BLOCK_W, PACK)."""

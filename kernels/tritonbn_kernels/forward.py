@@ -12,31 +12,20 @@ from tritonbn_kernels.fused import (
     Fused,
     laid_out_as_output,
     mask_run,
-    run_of,
+    pack_bytes,
     side_of,
 )
 from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
 from tritonbn_kernels.launch import (
-    Launch,
     LaunchRefusedError,
-    Ready,
-    arrival_counters,
-    device_index,
-    device_profile,
     note_fallback,
 )
-from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
-    plan_pointwise,
-    plan_reduction,
     remember,
 )
-from tritonbn_kernels.statistics import statistics_kernel
-
-# splits that the last program of a channel block merges at a time
-MERGE_BLOCK = 16
+from tritonbn_kernels.two_read import NormalizeStep, StatisticsStep
 
 _calls = plan_cache()
 
@@ -204,6 +193,7 @@ class ForwardCall:
         "_normalize",
         "_saved",
         "_statistics",
+        "_stored_run",
         "backward",
         "fused",
         "training",
@@ -240,8 +230,7 @@ class ForwardCall:
         view = readable(x)[1]
         aligned = x.data_ptr() & 15 == 0 and self._aligned
         geometry = Geometry((view, output_view(x)), x.element_size(), aligned)
-        # a byte for each access of a one-read plan
-        self._mask_run = run_of(x.element_size()) if self._masks else 0
+        self._mask_run = self._stored_run = mask_run(x) if self._masks else 0
         arguments = None
         if one_read:
             arguments = ResidentForwardStep.arguments_for(x, geometry, self._mask_run)
@@ -250,8 +239,9 @@ class ForwardCall:
                 x, geometry, arguments, self._cumulative, self.fused
             )
             return
-        if self._masks:
-            self._mask_run = mask_run(geometry)
+        if self._masks and geometry.vector != self._mask_run:
+            # these kernels make whole runs of their own accesses, or else bytes
+            self._stored_run = 1
         # Triton passes floats as fp32: fp64 takes them as constants
         wide = x.dtype is torch.float64
         eps_constant = eps if wide else None
@@ -263,7 +253,7 @@ class ForwardCall:
                 NORMALIZE=True,
                 EPS=eps_constant,
                 MOMENTUM=momentum if wide else None,
-                RUN=self._mask_run,
+                RUN=self._stored_run,
                 **self.fused.constants,
             )
         if self._statistics is None or not self._statistics.plan.fused:
@@ -272,7 +262,7 @@ class ForwardCall:
                 geometry,
                 FROM_RUNNING=not self.training,
                 EPS=eps_constant,
-                RUN=self._mask_run,
+                RUN=self._stored_run,
                 **self.fused.constants,
             )
 
@@ -295,7 +285,7 @@ class ForwardCall:
             residual = laid_out_as_output(residual, x)
         y = torch.empty_like(x)
         saved = torch.empty_like(self._saved)
-        mask = self.new_mask(x)
+        mask = self._new_mask(x)
         if self._statistics is not None:
             vectors = (running_mean, running_var, num_batches_tracked)
             tensors = (x, weight, bias, y, saved, *vectors, residual, mask)
@@ -305,20 +295,22 @@ class ForwardCall:
                 refused = self._statistics.plan
                 self._plan(x, momentum, eps, one_read=False)
                 note_fallback(refused, error)
-                mask = self.new_mask(x)
+                mask = self._new_mask(x)
                 self._statistics((*tensors[:-1], mask), eps, momentum)
             # the second launch reads what the first has saved
             running_mean = running_var = None
         if self._normalize is not None:
             vectors = (weight, bias, running_mean, running_var)
             self._normalize((x, *vectors, y, saved, residual, mask), eps)
+        if mask is not None and self._stored_run != self._mask_run:
+            mask = pack_bytes(mask, self._mask_run)
         return y, saved, mask
 
-    def new_mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Memory for the mask of a call, None where it keeps none."""
+    def _new_mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Memory for the mask that the kernels write, None where they write none."""
         if not self._masks:
             return None
-        return x.new_empty(x.numel() // self._mask_run, dtype=torch.uint8)
+        return x.new_empty(x.numel() // self._stored_run, dtype=torch.uint8)
 
     def bound(
         self,
@@ -343,94 +335,3 @@ class ForwardCall:
         if ready is None:
             return by_steps
         return forward_at_once(ready, weight, bias, self._saved, by_steps)
-
-
-class StatisticsStep:
-    """One planned launch of the statistics kernel, normalising too where the plan is fused."""
-
-    __slots__ = ("_counters", "_launch", "_partials", "plan")
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
-        device = device_index(statistics_kernel, x)
-        profile = device_profile(statistics_kernel, device)
-        self.plan = plan_reduction(geometry.first, geometry.itemsize, profile, geometry.vector)
-        split = self.plan.splits > 1
-        constants = {
-            "EPS": None,
-            "MOMENTUM": None,
-            "CUMULATIVE": False,
-            "SAVE_VARIANCE": False,
-            "RUN": 0,
-            **UNFUSED.constants,
-            **flags,
-            "NORMALIZE": bool(flags.get("NORMALIZE")) and self.plan.fused,
-            "SPLIT": split,
-            **geometry.constants(self.plan, accumulation_dtype(x)),
-            "BLOCK_K": MERGE_BLOCK,
-        }
-        n_channels = geometry.first.n_channels
-        self._launch = Launch(
-            statistics_kernel,
-            device,
-            self.plan.grid(n_channels),
-            (
-                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
-                geometry.first.count,
-            ),
-            constants,
-            self.plan.num_warps,
-        )
-        self._partials = self.plan.splits * 3 * n_channels if split else 0
-        waits = split or constants["CUMULATIVE"]
-        self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
-
-    def __call__(
-        self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
-    ) -> None:
-        """Launch with x, weight, bias, y, saved, running_mean, running_var, tracked, residual and
-        mask."""
-        partials = arrivals = None
-        if self._counters:
-            x, saved = tensors[0], tensors[4]
-            assert x is not None and saved is not None
-            if self._partials:
-                partials = saved.new_empty(self._partials)
-            arrivals = arrival_counters(statistics_kernel, x, self._counters)
-        self._launch((*tensors, partials, arrivals), eps, 0.0 if momentum is None else momentum)
-
-    def ready(
-        self, vectors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
-    ) -> Ready | None:
-        """`Launch.ready` after x, weight, bias, y and saved; None where a launch needs other
-        memory besides. `vectors`: running_mean, running_var, tracked, residual and mask."""
-        if self._counters:
-            return None
-        floats = (eps, 0.0 if momentum is None else momentum)
-        return self._launch.ready((*vectors, None, None), *floats)
-
-
-class NormalizeStep:
-    """One planned launch of the normalisation kernel."""
-
-    __slots__ = ("_launch",)
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
-        device = device_index(normalize_kernel, x)
-        profile = device_profile(normalize_kernel, device)
-        plan = plan_pointwise(geometry.first, geometry.itemsize, profile, geometry.vector)
-        constants = {
-            **flags,
-            **geometry.constants(plan, accumulation_dtype(x)),
-        }
-        self._launch = Launch(
-            normalize_kernel,
-            device,
-            plan.grid(geometry.first.n_channels),
-            (*geometry.sizes(plan), *geometry.strides(plan)),
-            constants,
-            plan.num_warps,
-        )
-
-    def __call__(self, tensors: tuple[torch.Tensor | None, ...], eps: float) -> None:
-        """Launch with x, weight, bias, running_mean, running_var, y, saved, residual and mask."""
-        self._launch(tensors, eps)

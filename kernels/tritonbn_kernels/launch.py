@@ -155,9 +155,7 @@ class Launch:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
         # in the signature's order, in which they are given without their names
-        self.constants = {
-            name: constants[name] for name in kernel.arg_names if name in constants
-        }
+        self.constants = {name: constants[name] for name in kernel.arg_names if name in constants}
         self.num_warps = num_warps
         self.options = {**compiler_options(kernel, device), **(options or {})}
         self._device = device

@@ -225,9 +225,7 @@ class ResidentBackwardStep:
         kernels = (resident_backward_kernel, rows_backward_kernel)
         return _arguments(*kernels, x, geometry, 2, mask_run)
 
-    def __call__(
-        self, tensors: tuple[torch.Tensor | None, ...], sums: torch.Tensor | None
-    ) -> None:
+    def __call__(self, tensors: tuple[torch.Tensor | None, ...], sums: torch.Tensor | None) -> None:
         """As `SumsStep`, but that no sums are left for another launch."""
         partials = barriers = None
         if self._partials:
