@@ -18,11 +18,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonbn_kernels import CompileAhead
+from tritonbn_kernels.fused import side_of
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
-from . import _operators
 from ._following import IDENTITY, followed
+from ._library import backward_op, eval_op, forward_op, on_device
 from ._progress import Progress, shown
 from ._untouched import untouched
 from .modules import _TritonBatchNorm
@@ -243,13 +244,13 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func not in (_operators._forward_op, _operators._eval_op, _operators._backward_op):
+        if func not in (forward_op, eval_op, backward_op):
             return func(*args, **(kwargs or {}))
         # by the names of the operator's arguments: evaluation lacks some that training has
         named = {one.name: one.default_value for one in func._schema.arguments}
         named |= dict(zip(named, args, strict=False)) | (kwargs or {})
         with torch.no_grad():
-            if func is _operators._backward_op:
+            if func is backward_op:
                 self._backward_of(named)
                 return tuple(one.zero_() for one in _results(func, named))
             y, *others = _results(func, named)
@@ -262,10 +263,10 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         mean, var, eps = named["running_mean"], named["running_var"], named["eps"]
         training, momentum = named.get("training", False), named.get("momentum", 0.0)
         vectors = (weight, bias, mean, var, named.get("num_batches_tracked"))
-        activation, residual = _activation_of(named), named.get("residual")
+        activation, residual = (named["activation"], named["parameter"]), named["residual"]
         needs = tuple(one is not None and one.requires_grad for one in (x, weight, bias, residual))
         recorded = self._gradients and any(needs)
-        masks = recorded and residual is not None
+        masks = recorded and side_of(activation[0], residual is not None) == "mask"
         self._compile_forward(x, *vectors, training, momentum, eps, activation, residual, masks)
         if training and self._evaluation and mean is not None:
             # a layer hands over no count in evaluation
@@ -290,22 +291,19 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _compile_forward(self, x: Tensor, *others: Any) -> None:
         *vectors, training, momentum, eps, activation, residual, masks = others
         constants = (momentum, eps) if x.dtype is torch.float64 else momentum is None
-        fused = (activation, residual, masks)
-        plain = activation == IDENTITY and residual is None
-        about = (constants, activation, _laid_out(residual), masks)
-        if self._is_new("forward", x, training, *map(_kind, vectors), about):
-            arguments = (*vectors, training, momentum, eps, *(() if plain else fused))
-            _operators._on_device(x, self._compiler.forward, x, *arguments)
+        following = (activation, _laid_out(residual), masks)
+        if self._is_new("forward", x, training, *map(_kind, vectors), constants, following):
+            on_device(x, self._compiler.forward, x, *others)
 
     def _backward_of(self, named: dict[str, Any]) -> None:
         """Compile for a backward pass within the model's forward pass."""
         # with a mask it has been compiled for the forward call, which had the residual
-        if named.get("mask") is not None:
+        if named["mask"] is not None:
             return
-        needs = tuple(named[f"need_{name}"] for name in ("dx", "dgamma", "dbeta"))
         dy, x, weight, training = (named[name] for name in ("dy", "x", "weight", "training"))
-        fused = (_activation_of(named), named.get("bias"), named.get("residual"))
-        self._backward(dy, x, weight, training, (*needs, False), *fused)
+        needs = tuple(named[f"need_{name}"] for name in ("dx", "dgamma", "dbeta", "dresidual"))
+        activation = (named["activation"], named["parameter"])
+        self._backward(dy, x, weight, training, needs, activation, named["bias"], named["residual"])
 
     def _backward(
         self,
@@ -318,13 +316,12 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bias: Tensor | None,
         residual: Tensor | None,
     ) -> None:
-        plain = activation == IDENTITY and residual is None
-        about = (needs, activation, None if plain else _kind(bias), _laid_out(residual))
-        if self._is_new("backward", x, training, _kind(dy), dy.stride(), _kind(weight), about):
-            fused = () if plain else (activation, bias, residual)
-            needs = needs[:3] if plain else needs
-            arguments = (weight, training, needs, *fused)
-            _operators._on_device(x, self._compiler.backward, dy, x, *arguments)
+        # what follows nothing reads no bias
+        beta = None if activation == IDENTITY else _kind(bias)
+        following = (needs, activation, beta, _laid_out(residual))
+        if self._is_new("backward", x, training, _kind(dy), dy.stride(), _kind(weight), following):
+            arguments = (weight, training, needs, activation, bias, residual)
+            on_device(x, self._compiler.backward, dy, x, *arguments)
 
     def _is_new(self, direction: str, x: Tensor, training: bool, *rest: object) -> bool:
         operation = f"{'training' if training else 'evaluation'} {direction}"
@@ -334,12 +331,6 @@ class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         self.calls[key] = call
         return True
-
-
-def _activation_of(named: dict[str, Any]) -> tuple[str, float]:
-    """The activation that an operator was given."""
-    name, parameter = IDENTITY
-    return named.get("activation", name), named.get("parameter", parameter)
 
 
 def _results(func: Any, named: dict[str, Any]) -> list[Tensor]:
