@@ -289,6 +289,17 @@ def test_first_step_and_evaluation_compile_nothing(runs: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
+def test_first_step_of_fused_layers_compiles_nothing(tmp_path: Path) -> None:
+    done = run_outside_interpreter("tests/warmed.py", "2", "fused", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout.splitlines()[-1])
+    assert run["asked"] == []
+    # two layers forward and backward, and evaluated twice
+    assert run["launched"] == 8
+    assert run["compiled"] == run["kernels"] == 7
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parallel", "serial", "full cache"])
 def test_nothing_is_launched_before_or_after_the_first_step(
     name: str, runs: dict[str, Any]

@@ -1,6 +1,7 @@
 """A model warmed up and called outside the interpreter, under a driver without a device.
 
-Run as a script with the number of workers; prints one line of JSON.
+Run as a script with the number of workers, and "fused" for a model with activations and a residual;
+prints one line of JSON.
 """
 
 import json
@@ -12,7 +13,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
-from torch import nn
+from torch import Tensor, nn
 
 import tritonbn
 import tritonbn_kernels
@@ -68,5 +69,41 @@ def main(workers: int) -> None:
     print(json.dumps(found))
 
 
+class Fused(nn.Module):
+    """A layer with an activation, and one with a residual besides: in evaluation it has a mask to
+    keep, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.first = tritonbn.BatchNorm2d(8, activation="silu")
+        self.second = tritonbn.BatchNorm2d(8, activation="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z: Tensor = self.second(self.first(y), y)
+        return z
+
+
+def fused(workers: int) -> None:
+    """Warm up, then a real step, and evaluations with gradients and without."""
+    model, x, asked = Fused(), torch.randn(4, 3, 10, 10), list[str]()
+
+    def listener(*, src: Any, **event: Any) -> None:
+        asked.append(src.name)
+
+    with active_driver(FakeDriver(TARGETS["sm_90"])), kernels_on_cpu_tensors():
+        triton.knobs.compilation.listener = listener
+        report = tritonbn.warmup(model, x, workers=workers)
+        compiled, before = len(asked), FakeLauncher.launches
+        model(x).sum().backward()
+        model.eval()(x)
+        with torch.no_grad():
+            model(x)
+    launched = FakeLauncher.launches - before
+    found = {"compiled": compiled, "asked": asked[compiled:], "launched": launched}
+    print(json.dumps({**found, "kernels": report.kernels}))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    (fused if "fused" in sys.argv else main)(int(sys.argv[1]))
