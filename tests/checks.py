@@ -199,7 +199,7 @@ def _launched(
     extras = call.extras()
     if call.keeps_mask:
         extras["keeps_mask"] = True
-    y, saved, *mask = tritonbn_kernels.batch_norm_forward(
+    results: tuple[Any, ...] = tritonbn_kernels.batch_norm_forward(
         call.x,
         call.gamma,
         call.beta,
@@ -211,9 +211,9 @@ def _launched(
         call.eps,
         **extras,
     )
-    kept: Tensor | None = mask[0] if mask else None
-    assert (kept is not None) == call.keeps_mask
-    return y, saved, kept
+    y, saved, mask = (*results, None)[:3]
+    assert (mask is not None) == call.keeps_mask
+    return y, saved, mask
 
 
 def _check_running(

@@ -1,6 +1,7 @@
 """The oracle against torch in float64 and against numerical derivatives."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -208,7 +209,10 @@ def test_fused_forward_and_backward_are_torch_in_float64(
     z = functional.batch_norm(x, mean.clone(), var.clone(), gamma, beta, training, 0.1, EPS)
     y = activate(z + leaves[3] if with_residual else z, activation)
     expected = torch.autograd.grad(y, leaves, dy)
-    after = {"residual": leaves[3] if with_residual else None, "activation": activation}
+    after: dict[str, Any] = {
+        "residual": leaves[3] if with_residual else None,
+        "activation": activation,
+    }
     with torch.no_grad():
         ours = reference.forward(x, gamma, beta, mean, var, training, 0.1, EPS, **after)
         gradients = reference.backward(
@@ -277,7 +281,7 @@ def test_fused_oracle_mutates_nothing_and_aliases_nothing(activation: object) ->
     residual, dy = torch.randn_like(x), torch.randn_like(x)
     given = [x, dy, residual, gamma, beta]
     copies = [tensor.clone() for tensor in given]
-    after = {"residual": residual, "activation": activation}
+    after: dict[str, Any] = {"residual": residual, "activation": activation}
     saved = reference.forward(x, gamma, beta, mean, var, True, 0.5, EPS, **after)
     gradients = reference.backward(
         dy, x, gamma, saved.mean, saved.inv_std, True, beta=beta, **after
