@@ -113,8 +113,8 @@ _SPLIT = (
 )
 _LAST = "channels_last"
 # blocks of channels and tiles of which the last is partial, in a program and between programs
-_TILES = {"resident": 0, "fused": 1, "block_c": 2, "block_v": 64}
-_SPLITS = {"resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 32}
+_TILES = {"resident": 0, "fused": 1, "block_c": 4, "block_v": 128}
+_SPLITS = {"resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 64}
 _HELD = {"resident": 1, "splits": 1}
 _THREE = {"resident": 1, "splits": 3}
 _STREAM = {"block_n": 8, "stream": 2, "pieces": 3}
