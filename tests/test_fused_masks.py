@@ -64,7 +64,7 @@ def _on(call: Operands, training: bool = True) -> Tensor:
 
 def _bits(mask: Tensor, y: Tensor) -> Tensor:
     """The mask as booleans in the shape of `y`: bytes or bits in the order of y's memory."""
-    order = sorted(range(y.dim()), key=lambda dim: -y.stride(dim))
+    order = sorted(range(y.dim()), key=y.stride, reverse=True)
     lanes = y.numel() // mask.numel()
     assert mask.numel() * lanes == y.numel() and lanes in (1, 16 // y.element_size())
     bits = mask.unsqueeze(1) >> torch.arange(lanes, dtype=torch.uint8, device=mask.device) & 1
@@ -160,12 +160,11 @@ def test_mask_of_one_plan_serves_another(family: Family, written_by: str) -> Non
 
 def _dresidual(call: Operands, dy: Tensor, saved: Tensor, mask: Tensor) -> Tensor:
     """dresidual of a backward pass that makes every gradient."""
-    gradients = tritonbn_kernels.batch_norm_backward(
+    gradients: tuple[Tensor, ...] = tritonbn_kernels.batch_norm_backward(
         dy, call.x, call.gamma, saved, True, True, True, True,
         activation=activation_of(call.activation), mask=mask, need_dresidual=True,
     )  # fmt: skip
-    found: Tensor = gradients[3]
-    return found
+    return gradients[3]
 
 
 @pytest.mark.parametrize("case", [*WHOLE, RAGGED[0]])

@@ -117,7 +117,7 @@ def test_frozen_parameters_still_pass_a_gradient_to_the_residual(activation: str
     x, residual = (values(SHAPE, torch.float32) for _ in range(2))
     residual.requires_grad_()
     y = tritonbn.batch_norm(x, None, None, training=True, residual=residual, activation=activation)
-    y.backward(torch.ones_like(y))
+    y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
     call = Operands(x, None, None, None, None, residual=residual.detach(), activation=activation)
     exact = call.gradients(torch.ones_like(x), True).dresidual
     theirs = torch_gradients(call, torch.ones_like(x), True).dresidual
@@ -137,7 +137,7 @@ def test_operand_written_in_place_before_backward_is_an_error(written: str) -> N
     )  # fmt: skip
     operands[written].detach().add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+        y.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_residual_may_be_written_where_only_its_mask_is_kept() -> None:
@@ -146,7 +146,7 @@ def test_residual_may_be_written_where_only_its_mask_is_kept() -> None:
     y = tritonbn.batch_norm(leaf, None, None, training=True, residual=residual, activation="relu")
     before = residual.clone()
     residual.zero_()
-    y.backward(torch.ones_like(y))
+    y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
     call = Operands(x, None, None, None, None, residual=before, activation="relu")
     exact = call.gradients(torch.ones_like(x), True).dx
     theirs = torch_gradients(call, torch.ones_like(x), True).dx

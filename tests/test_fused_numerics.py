@@ -120,7 +120,10 @@ def test_large_mean_keeps_the_budget(
 def test_missing_parameters_are_one_and_zero(family: Family, missing: str, residual: bool) -> None:
     x = family.values(torch.float32)
     call = fused_call(x, "gelu", family.values(torch.float32) if residual else None)
-    call = replace(call, **dict.fromkeys(missing.split()))
+    if "gamma" in missing:
+        call = replace(call, gamma=None)
+    if "beta" in missing:
+        call = replace(call, beta=None)
     with family.plan():
         judge(call, gradient_of(x))
 
