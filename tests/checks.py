@@ -6,7 +6,6 @@ its error, and so our budget, would only grow.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,12 +58,6 @@ class Operands:
     def keeps_mask(self) -> bool:
         """Whether the backward pass takes the mask of the forward pass."""
         return self.residual is not None and activation_of(self.activation)[0] in MASKED
-
-    def extras(self) -> dict[str, Any]:
-        """What both launchers take beyond a plain call; nothing for one."""
-        if not self.fused:
-            return {}
-        return {"activation": activation_of(self.activation), "residual": self.residual}
 
     def copy(self) -> "Operands":
         """The same with running statistics of its own."""
@@ -196,10 +189,7 @@ def _launched(
     call: Operands, count: Tensor | None, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, what is saved, and the mask, by our forward launcher."""
-    extras = call.extras()
-    if call.keeps_mask:
-        extras["keeps_mask"] = True
-    results: tuple[Any, ...] = tritonbn_kernels.batch_norm_forward(
+    arguments = (
         call.x,
         call.gamma,
         call.beta,
@@ -209,9 +199,15 @@ def _launched(
         training,
         call.momentum,
         call.eps,
-        **extras,
     )
-    y, saved, mask = (*results, None)[:3]
+    if not call.fused:
+        return (*tritonbn_kernels.batch_norm_forward(*arguments), None)
+    y, saved, mask = tritonbn_kernels.fused_forward(
+        *arguments,
+        activation=activation_of(call.activation),
+        residual=call.residual,
+        keeps_mask=call.keeps_mask,
+    )
     assert (mask is not None) == call.keeps_mask
     return y, saved, mask
 
@@ -278,20 +274,28 @@ def check_backward(
     """
     if saved is None:
         saved, mask = _saved(call, training)
-    extras = call.extras()
-    wanted = [need_dx, need_dgamma, need_dbeta]
-    if call.fused:
+    needs = (need_dx, need_dgamma, need_dbeta)
+    wanted = list(needs)
+    arguments = (dy, call.x, call.gamma, saved, training)
+    ours: tuple[Tensor | None, ...]
+    if not call.fused:
+        ours = tritonbn_kernels.batch_norm_backward(*arguments, *needs)
+    else:
         if need_dresidual is None:
             need_dresidual = call.residual is not None
         wanted.append(need_dresidual)
-        extras |= {"bias": call.beta, "mask": mask, "need_dresidual": need_dresidual}
-        if call.keeps_mask or activation_of(call.activation)[0] == "identity":
-            # not read again, so that whoever calls need not keep them
-            extras |= {"residual": None, "bias": None}
-    ours: tuple[Tensor | None, ...] = tritonbn_kernels.batch_norm_backward(
-        dy, call.x, call.gamma, saved, training, *wanted[:3], **extras
-    )
-    ours = ours[: len(wanted)]
+        name, parameter = activation_of(call.activation)
+        # where they are not read again, whoever calls need not keep them
+        again = name != "identity" and not call.keeps_mask
+        ours = tritonbn_kernels.fused_backward(
+            *arguments,
+            *needs,
+            (name, parameter),
+            call.beta if again else None,
+            call.residual if again else None,
+            mask,
+            need_dresidual,
+        )
     assert [gradient is not None for gradient in ours] == wanted
     oracle, torchs = call.gradients(dy, training), torch_gradients(call, dy, training)
     for name in ("dx", "dresidual"):

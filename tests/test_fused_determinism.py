@@ -31,11 +31,11 @@ def _everything(call: Operands, dy: Tensor, training: bool = True) -> dict[str, 
     """All results of one forward and one backward."""
     call, count = call.copy(), torch.tensor(4, device=dy.device)
     activation, keeps_mask = activation_of(call.activation), call.keeps_mask
-    y, saved, mask = tritonbn_kernels.batch_norm_forward(
+    y, saved, mask = tritonbn_kernels.fused_forward(
         call.x, call.gamma, call.beta, call.running_mean, call.running_var, count, training,
         None, EPS, activation=activation, residual=call.residual, keeps_mask=keeps_mask,
     )  # fmt: skip
-    dx, dgamma, dbeta, dresidual = tritonbn_kernels.batch_norm_backward(
+    dx, dgamma, dbeta, dresidual = tritonbn_kernels.fused_backward(
         dy, call.x, call.gamma, saved, training, True, True, True, activation=activation,
         bias=None if keeps_mask else call.beta, residual=None if keeps_mask else call.residual,
         mask=mask, need_dresidual=call.residual is not None,
@@ -153,11 +153,11 @@ def test_a_kernel_that_never_ran_leaves_poison_in_every_result(
     name = activation_of(activation)
     tritonbn_kernels.clear_cache()
     with pinned_plan(**pins):
-        y, saved, mask = tritonbn_kernels.batch_norm_forward(
+        y, saved, mask = tritonbn_kernels.fused_forward(
             x, None, None, None, None, None, True, 0.1, EPS,
             activation=name, residual=residual, keeps_mask=activation == "relu",
         )  # fmt: skip
-        results = tritonbn_kernels.batch_norm_backward(
+        results = tritonbn_kernels.fused_backward(
             x, x, None, saved, True, True, True, True, activation=name,
             residual=None if activation == "relu" else residual, mask=mask, need_dresidual=True,
         )  # fmt: skip

@@ -45,12 +45,12 @@ def _metered(case: Floor, dtype: torch.dtype, activation: str, with_residual: bo
     after = {"activation": (activation, 0.0)}
     with cooperative(7):
         with traffic_meter() as forward:
-            _, saved, mask = tritonbn_kernels.batch_norm_forward(
+            _, saved, mask = tritonbn_kernels.fused_forward(
                 x, gamma, beta, mean, var, None, True, 0.1, EPS, **after,
                 residual=residual if with_residual else None, keeps_mask=keeps_mask,
             )  # fmt: skip
         with traffic_meter() as backward:
-            tritonbn_kernels.batch_norm_backward(
+            tritonbn_kernels.fused_backward(
                 dy, x, gamma, saved, True, True, True, True, **after,
                 bias=None if keeps_mask else beta, mask=mask, need_dresidual=with_residual,
             )  # fmt: skip
@@ -128,19 +128,19 @@ def test_residual_and_relu_move_one_tensor_and_a_mask_more(
     )
     _assert_read(moved.backward, {"x": again, "dy": again})
     _assert_written_once(moved.backward, "dx", "dresidual")
-    assert moved.backward.bytes_read("mask") == pytest.approx(again * mask.nbytes, rel=TOLERANCE)
-    assert (moved.backward.unread("mask"), moved.backward.bytes_written("mask")) == (0, 0)
+    assert moved.backward.bytes_read("side") == pytest.approx(again * mask.nbytes, rel=TOLERANCE)
+    assert (moved.backward.unread("side"), moved.backward.bytes_written("side")) == (0, 0)
     _assert_total(moved, tensor, again)
 
 
 def _assert_total(moved: Moved, tensor: int, again: float) -> None:
     """All whole tensors together, in units of one: what the module's docstring promises."""
     of_mask = 1 / 16
-    for report, names, expected in (
-        (moved.forward, ("x", "residual", "y"), 1 + again + 1 + of_mask),
-        (moved.backward, ("x", "dy", "dx", "dresidual"), 2 * again + 2 + again * of_mask),
+    for report, names, mask, expected in (
+        (moved.forward, ("x", "residual", "y"), "mask", 1 + again + 1 + of_mask),
+        (moved.backward, ("x", "dy", "dx", "dresidual"), "side", 2 * again + 2 + again * of_mask),
     ):
-        bytes_of_mask = report.bytes_read("mask") + report.bytes_written("mask")
+        bytes_of_mask = report.bytes_read(mask) + report.bytes_written(mask)
         found = sum(report.moved(name) for name in names) + bytes_of_mask / tensor
         assert found == pytest.approx(expected, rel=TOLERANCE)
 

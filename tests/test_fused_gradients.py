@@ -104,7 +104,7 @@ def _step(
     return y, ours, torchs
 
 
-def _eager(*arguments: object, activation: object, residual: Tensor | None = None) -> Tensor:
+def _eager(*arguments: Any, activation: object, residual: Tensor | None = None) -> Tensor:
     y: Tensor = torch.nn.functional.batch_norm(*arguments)
     return activate(y if residual is None else y + residual, activation)
 

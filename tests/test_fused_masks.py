@@ -44,7 +44,7 @@ DTYPES = [
 def _forward(call: Operands, training: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """y, what is saved, and the mask."""
     mean, var = (None, None) if training else (call.running_mean, call.running_var)
-    y, saved, mask = tritonbn_kernels.batch_norm_forward(
+    y, saved, mask = tritonbn_kernels.fused_forward(
         call.x, call.gamma, call.beta, mean, var, None, training, 0.1, EPS,
         activation=activation_of(call.activation), residual=call.residual, keeps_mask=True,
     )  # fmt: skip
@@ -160,11 +160,12 @@ def test_mask_of_one_plan_serves_another(family: Family, written_by: str) -> Non
 
 def _dresidual(call: Operands, dy: Tensor, saved: Tensor, mask: Tensor) -> Tensor:
     """dresidual of a backward pass that makes every gradient."""
-    gradients: tuple[Tensor, ...] = tritonbn_kernels.batch_norm_backward(
+    *_, dresidual = tritonbn_kernels.fused_backward(
         dy, call.x, call.gamma, saved, True, True, True, True,
         activation=activation_of(call.activation), mask=mask, need_dresidual=True,
     )  # fmt: skip
-    return gradients[3]
+    assert dresidual is not None
+    return dresidual
 
 
 @pytest.mark.parametrize("case", [*WHOLE, RAGGED[0]])
@@ -181,7 +182,7 @@ def test_two_launches_write_the_same_bits(case: Case) -> None:
 )
 def test_no_mask_is_kept_where_none_is_asked_for(activation: str, residual: bool) -> None:
     x = values((3, 5, 8, 8), torch.float32)
-    results = tritonbn_kernels.batch_norm_forward(
+    results = tritonbn_kernels.fused_forward(
         x, None, None, None, None, None, True, 0.1, EPS,
         activation=(activation, 0.0), residual=values((3, 5, 8, 8), x.dtype) if residual else None,
     )  # fmt: skip
