@@ -122,7 +122,7 @@ TWO_READ = [
     # vectors of one element, and whole vectors
     Family("planes-fused", _FUSED, (6, 5, 7, 9), _TILES, dtypes=ALL),
     Family("planes-split", _SPLIT, (6, 5, 8, 8), _SPLITS, dtypes=ALL),
-    Family("rows-fused", _FUSED, (6, 8, 7, 9), _TILES, _LAST, ALL),
+    Family("rows-fused", _FUSED, (6, 24, 3, 7), {**_TILES, "block_c": 16}, _LAST, ALL),
     Family("rows-split", _SPLIT, (6, 5, 7, 9), _SPLITS, _LAST, ALL),
 ]
 ONE_READ = [
