@@ -42,16 +42,16 @@ def _metered(case: Floor, dtype: torch.dtype, activation: str, with_residual: bo
     x, dy, residual = (case.values(dtype) for _ in range(3))
     gamma, beta, mean, var = torch.rand(4, x.shape[1])
     keeps_mask = with_residual and activation in MASKED
-    after = {"activation": (activation, 0.0)}
+    pair = (activation, 0.0)
     with cooperative(7):
         with traffic_meter() as forward:
             _, saved, mask = tritonbn_kernels.fused_forward(
-                x, gamma, beta, mean, var, None, True, 0.1, EPS, **after,
+                x, gamma, beta, mean, var, None, True, 0.1, EPS, activation=pair,
                 residual=residual if with_residual else None, keeps_mask=keeps_mask,
             )  # fmt: skip
         with traffic_meter() as backward:
             tritonbn_kernels.fused_backward(
-                dy, x, gamma, saved, True, True, True, True, **after,
+                dy, x, gamma, saved, True, True, True, True, activation=pair,
                 bias=None if keeps_mask else beta, mask=mask, need_dresidual=with_residual,
             )  # fmt: skip
     return Moved(forward, backward, mask)
