@@ -13,9 +13,9 @@ import pytest
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional
 
 from tests.activation_kernels import activation_kernel, expm1_kernel
+from tests.eager import CHOICES, TORCHS
 from tests.inputs import DEVICE, INTERPRETED
 from tests.test_static import run_outside_interpreter
 from tritonbn_kernels import activations
@@ -28,19 +28,6 @@ FLOATS = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.float64, id
 # what a 2-ulp exp2 and a square root of 2**-22.9 may add, in eps
 ON_GPU = 0.0 if INTERPRETED else 4.0
 
-ORACLES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "identity": lambda z, _: z * 1.0,
-    "relu": lambda z, _: functional.relu(z),
-    "relu6": lambda z, _: functional.relu6(z),
-    "leaky_relu": functional.leaky_relu,
-    "elu": functional.elu,
-    "hardswish": lambda z, _: functional.hardswish(z),
-    "sigmoid": lambda z, _: torch.sigmoid(z),
-    "silu": lambda z, _: functional.silu(z),
-    "tanh": lambda z, _: torch.tanh(z),
-    "gelu": lambda z, _: functional.gelu(z),
-    "gelu_tanh": lambda z, _: functional.gelu(z, approximate="tanh"),
-}
 # in eps of fp32 relative to max(|value|, eps): four roundings at most, and, where an exponent w is
 # rounded, 0.6 |w| of each rounding: |w| is 16 where sigmoid is eps, 18 where silu is; 12 for gelu,
 # whose square is rounded as well; 18 for gelu_tanh, rounded three times before
@@ -64,7 +51,7 @@ def expected(z: Tensor, value: object) -> tuple[Tensor, Tensor]:
     """The same by torch in float64."""
     name, parameter = activation_of(value)
     wide = z.double().requires_grad_()
-    y = ORACLES[name](wide, parameter)
+    y = TORCHS[name](wide, parameter)
     (slope,) = torch.autograd.grad(y.sum(), wide)
     return y.detach(), slope
 
@@ -83,9 +70,6 @@ def largest_error(value: Tensor, oracle: Tensor, floor: float) -> float:
     error = (value.double() - oracle).abs() / oracle.abs().clamp(min=floor)
     assert not error.isnan().any()
     return float(error.max()) / torch.finfo(value.dtype).eps
-
-
-CHOICES = [*ACTIVATIONS, ("leaky_relu", -0.3), ("elu", 0.37), ("gelu", "none"), None]
 
 
 @pytest.mark.parametrize("value", CHOICES, ids=str)
@@ -122,7 +106,7 @@ def test_kinks_are_exactly_those_of_torch(name: str) -> None:
     z = torch.tensor([0.0, -0.0, 3.0, -3.0, 6.0, -6.0])
     y, slope = evaluate(z, name)
     z.requires_grad_()
-    oracle = ORACLES[name](z, 0.0)
+    oracle = TORCHS[name](z, 0.0)
     (slope_oracle,) = torch.autograd.grad(oracle.sum(), z)
     assert torch.equal(y, oracle)
     assert torch.equal(slope, slope_oracle)
@@ -227,7 +211,7 @@ def test_nan_and_infinities_come_out_as_from_torch(name: str, dtype: torch.dtype
     torch.testing.assert_close(ours, (y, slope), rtol=0, atol=0, equal_nan=True)
     # three values are too few for torch's vectorised code, whose derivatives at NaN differ
     z.requires_grad_()
-    oracle = ORACLES[name](z, activation_of(name)[1])
+    oracle = TORCHS[name](z, activation_of(name)[1])
     (slope_oracle,) = torch.autograd.grad(oracle.sum(), z)
     torch.testing.assert_close((y, slope), (oracle.detach(), slope_oracle), equal_nan=True)
 

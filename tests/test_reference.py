@@ -1,13 +1,18 @@
 """The oracle against torch in float64 and against numerical derivatives."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.eager import CHOICES, activate
 from tests.tolerances import assert_float64_close, assert_within, value_budget
 from tritonbn import reference
 from tritonbn.reference import BatchNorm1dManual
+from tritonbn_kernels.activation_names import ACTIVATIONS
 
 EPS = 1e-5
 SHAPES = [
@@ -50,7 +55,7 @@ def test_backward_is_torch_in_float64(shape: tuple[int, ...], training: bool) ->
     with torch.no_grad():
         saved = reference.forward(x, gamma, beta, mean, var, training, 0.1, EPS)
         ours = reference.backward(dy, x, gamma, saved.mean, saved.inv_std, training)
-    for gradient, torch_gradient in zip(ours, expected, strict=True):
+    for gradient, torch_gradient in zip(ours[:3], expected, strict=True):
         assert_float64_close(gradient, torch_gradient)
 
 
@@ -67,7 +72,7 @@ def test_forward_has_the_derivative_that_backward_gives(training: bool) -> None:
     expected = torch.autograd.grad(y_of(*leaves), leaves, dy)
     saved = reference.forward(x, gamma, beta, mean, var, training, 0.1, EPS)
     ours = reference.backward(dy, x, gamma, saved.mean, saved.inv_std, training)
-    for gradient, derived in zip(ours, expected, strict=True):
+    for gradient, derived in zip(ours[:3], expected, strict=True):
         assert_float64_close(gradient, derived)
 
 
@@ -186,3 +191,111 @@ def test_manual_layer_evaluates_with_its_running_statistics() -> None:
 def test_manual_layer_names_the_dimensions_it_takes() -> None:
     with pytest.raises(ValueError, match="expected an input of 2 or 3 dimensions, got 4"):
         BatchNorm1dManual(3)(torch.randn(2, 3, 4, 5))
+
+
+RESIDUAL = [pytest.param(True, id="residual"), pytest.param(False, id="alone")]
+
+
+@pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.parametrize("with_residual", RESIDUAL)
+@pytest.mark.parametrize("activation", CHOICES, ids=str)
+def test_fused_forward_and_backward_are_torch_in_float64(
+    activation: object, with_residual: bool, training: bool
+) -> None:
+    x, gamma, beta, mean, var = _operands((5, 3, 4, 2))
+    leaves = [x, gamma, beta, *([torch.randn_like(x)] if with_residual else [])]
+    leaves = [tensor.requires_grad_() for tensor in leaves]
+    dy = torch.randn_like(x)
+    z = functional.batch_norm(x, mean.clone(), var.clone(), gamma, beta, training, 0.1, EPS)
+    y = activate(z + leaves[3] if with_residual else z, activation)
+    expected = torch.autograd.grad(y, leaves, dy)
+    after: dict[str, Any] = {
+        "residual": leaves[3] if with_residual else None,
+        "activation": activation,
+    }
+    with torch.no_grad():
+        ours = reference.forward(x, gamma, beta, mean, var, training, 0.1, EPS, **after)
+        gradients = reference.backward(
+            dy, x, gamma, ours.mean, ours.inv_std, training, beta=beta, **after
+        )
+    assert_float64_close(ours.y, y)
+    assert (gradients.dresidual is not None) == with_residual
+    for gradient, torch_gradient in zip(gradients, expected, strict=False):
+        assert_float64_close(gradient, torch_gradient)
+
+
+def _slope(z: Tensor, activation: object, dy: float = 1.0) -> Tensor:
+    """The derivative as `backward` takes it, times dy: that of the residual z of a zero x."""
+    zeros, one = torch.zeros_like(z).view(-1, 1), torch.ones(1, dtype=z.dtype)
+    gradients = reference.backward(
+        zeros + dy, zeros, None, 0 * one, one, False,
+        residual=z.view(-1, 1), activation=activation,
+    )  # fmt: skip
+    assert gradients.dresidual is not None
+    return gradients.dresidual.flatten()
+
+
+# value and derivative at 0, 3, 6, -3 and NaN: those of torch's scalar code
+KINKS: dict[str, tuple[list[float], list[float]]] = {
+    "relu": ([0, 3, 6, 0, math.nan], [0, 1, 1, 0, 1]),
+    "relu6": ([0, 3, 6, 0, math.nan], [0, 1, 0, 0, 1]),
+    "leaky_relu": ([0, 3, 6, -0.03, math.nan], [0.01, 1, 1, 0.01, 0.01]),
+    "hardswish": ([0, 3, 6, 0, math.nan], [0.5, 1, 1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_kinks_and_nan_are_those_of_torchs_scalar_code(name: str) -> None:
+    z = torch.tensor([0.0, 3.0, 6.0, -3.0, math.nan], dtype=torch.float64)
+    values, slopes = (torch.tensor(row, dtype=torch.float64) for row in KINKS[name])
+    zero = torch.zeros(5, 1, dtype=torch.float64)
+    y = reference.forward(
+        zero, None, None, zero[0], zero[0] + 1, False, 0.1, EPS,
+        residual=z.view(-1, 1), activation=name,
+    ).y  # fmt: skip
+    torch.testing.assert_close(y.flatten(), values, equal_nan=True)
+    assert torch.equal(_slope(z, name), slopes)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_are_torchs_where_values_are_huge_or_tiny(name: str) -> None:
+    z = torch.tensor([-1e30, -50.0, -8.0, -1e-9, 1e-9, 8.0, 50.0, 1e30], dtype=torch.float64)
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(activate(leaf, name).sum(), leaf)
+    # torch's gelu_tanh multiplies infinity by 0
+    assert_float64_close(_slope(z, name), expected.nan_to_num(nan=0.0))
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish"])
+@pytest.mark.parametrize("dy", [math.inf, math.nan])
+def test_what_is_switched_off_passes_no_infinity(name: str, dy: float) -> None:
+    leaf = torch.tensor([-4.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(activate(leaf, name), leaf, torch.full_like(leaf, dy))
+    assert expected[0] == 0 and not expected[1].isfinite()
+    torch.testing.assert_close(_slope(leaf.detach(), name, dy), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_fused_oracle_mutates_nothing_and_aliases_nothing(activation: object) -> None:
+    x, gamma, beta, mean, var = _operands((5, 3))
+    residual, dy = torch.randn_like(x), torch.randn_like(x)
+    given = [x, dy, residual, gamma, beta]
+    copies = [tensor.clone() for tensor in given]
+    after: dict[str, Any] = {"residual": residual, "activation": activation}
+    saved = reference.forward(x, gamma, beta, mean, var, True, 0.5, EPS, **after)
+    gradients = reference.backward(
+        dy, x, gamma, saved.mean, saved.inv_std, True, beta=beta, **after
+    )
+    for tensor in (saved.y, *gradients):
+        assert tensor is not None
+        tensor.fill_(7.0)
+    for tensor, copy in zip(given, copies, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+def test_unknown_activation_is_refused() -> None:
+    x, gamma, beta, mean, var = _operands((5, 3))
+    with pytest.raises(ValueError, match="got 'swish'"):
+        reference.forward(x, gamma, beta, mean, var, True, 0.1, EPS, activation="swish")
+    with pytest.raises(ValueError, match="got 'swish'"):
+        reference.backward(x, x, gamma, mean, var, True, activation="swish")
