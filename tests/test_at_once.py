@@ -58,6 +58,18 @@ def _input(*shape: int) -> Tensor:
     return torch.randn(shape or SHAPE, device=DEVICE)
 
 
+def backward(
+    call: ForwardCall,
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    saved: Tensor,
+    needs: tuple[bool, bool, bool] = ALL,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a plain call."""
+    return call.backward((dy, x, gamma, None, saved, None), (*needs, False))
+
+
 def _call(x: Tensor, vectors: Vectors, training: bool = True) -> ForwardCall:
     """A call that has been made before."""
     gamma, beta, mean, var, tracked = vectors
@@ -89,8 +101,8 @@ def test_backward_at_once_takes_the_arguments_of_its_steps(
     x, dy, vectors, saved = _input(), _input(), _vectors(), _input(3, SHAPE[1])
     with pinned_plan(**pins):
         call = _call(x, vectors)
-        call.backward(dy, x, vectors[0], saved, ALL)
-        gradients = call.backward(dy, x, vectors[0], saved, ALL)
+        backward(call, dy, x, vectors[0], saved)
+        gradients = backward(call, dy, x, vectors[0], saved)
     (_, first, by_steps), (way, second, at_once) = seen[1:]
     assert way == "at once" and first == second != kernel
     addresses = [one.data_ptr() for one in gradients if one is not None]
@@ -142,7 +154,7 @@ def test_what_is_not_one_ready_launch_goes_by_steps(
 
 def _another_plan(call: ForwardCall, dy: Tensor, x: Tensor, gamma: Tensor, saved: Tensor) -> None:
     with pinned_plan(num_warps=8):
-        call.backward(dy, x, gamma, saved, ALL)
+        backward(call, dy, x, gamma, saved)
 
 
 @pytest.mark.parametrize(("pins", "kernel"), PLANS)
@@ -180,32 +192,26 @@ def test_backward_that_decides_something_goes_by_steps(
     given, gamma, saved = x(_input()), _vectors()[0], _input(3, SHAPE[1])
     call = _call(given, (gamma, None, None, None, None))
     for _ in range(2):
-        gradients = call.backward(dy(_input()), given, gamma, saved, needs)
-        assert tuple(one is not None for one in gradients) == needs
+        gradients = backward(call, dy(_input()), given, gamma, saved, needs)
+        assert tuple(one is not None for one in gradients) == (*needs, False)
     assert seen.ways == 3 * ["by steps"]
 
 
 CHANGES: dict[str, Callable[[ForwardCall, Tensor, Tensor, Tensor, Tensor], object]] = {
     "plan": _another_plan,
-    "dy-layout": lambda call, dy, x, gamma, saved: call.backward(
-        dy.contiguous(memory_format=torch.channels_last), x, gamma, saved, ALL
+    "dy-layout": lambda call, dy, x, gamma, saved: backward(
+        call, dy.contiguous(memory_format=torch.channels_last), x, gamma, saved
     ),
-    "x-layout": lambda call, dy, x, gamma, saved: call.backward(
-        dy, x.contiguous(memory_format=torch.channels_last), gamma, saved, ALL
+    "x-layout": lambda call, dy, x, gamma, saved: backward(
+        call, dy, x.contiguous(memory_format=torch.channels_last), gamma, saved
     ),
-    "dy-address": lambda call, dy, x, gamma, saved: call.backward(_off(dy), x, gamma, saved, ALL),
-    "x-address": lambda call, dy, x, gamma, saved: call.backward(dy, _off(x), gamma, saved, ALL),
-    "gamma-address": lambda call, dy, x, gamma, saved: call.backward(
-        dy, x, _off(gamma), saved, ALL
-    ),
-    "gamma-dtype": lambda call, dy, x, gamma, saved: call.backward(
-        dy, x, gamma.double(), saved, ALL
-    ),
-    "saved-address": lambda call, dy, x, gamma, saved: call.backward(
-        dy, x, gamma, _off(saved), ALL
-    ),
-    "needs": lambda call, dy, x, gamma, saved: call.backward(
-        dy, x, gamma, saved, (False, True, True)
+    "dy-address": lambda call, dy, x, gamma, saved: backward(call, _off(dy), x, gamma, saved),
+    "x-address": lambda call, dy, x, gamma, saved: backward(call, dy, _off(x), gamma, saved),
+    "gamma-address": lambda call, dy, x, gamma, saved: backward(call, dy, x, _off(gamma), saved),
+    "gamma-dtype": lambda call, dy, x, gamma, saved: backward(call, dy, x, gamma.double(), saved),
+    "saved-address": lambda call, dy, x, gamma, saved: backward(call, dy, x, gamma, _off(saved)),
+    "needs": lambda call, dy, x, gamma, saved: backward(
+        call, dy, x, gamma, saved, (False, True, True)
     ),
 }
 
@@ -217,7 +223,7 @@ def test_another_kind_of_backward_goes_by_steps(
     x, dy, gamma, saved = _input(), _input(), _vectors()[0], _input(3, SHAPE[1])
     call = _call(x, (gamma, None, None, None, None))
     for _ in range(2):
-        call.backward(dy, x, gamma, saved, ALL)
+        backward(call, dy, x, gamma, saved)
     del seen[:2]
     change(call, dy, x, gamma, saved)
     assert seen.ways[0] == "at once" and set(seen.ways[1:]) == {"by steps"}
@@ -229,7 +235,7 @@ def test_saved_tensors_of_another_dtype_are_refused(which: int, seen: Seen) -> N
     tensors = [_input(), _input(3, SHAPE[1])]
     call = _call(tensors[0], (gamma, None, None, None, None))
     for _ in range(2):
-        call.backward(dy, tensors[0], gamma, tensors[1], ALL)
+        backward(call, dy, tensors[0], gamma, tensors[1])
     tensors[which] = tensors[which].double()
     with pytest.raises(TypeError, match=r"expected saved dtypes .*float32.*, got .*float64"):
-        call.backward(dy, tensors[0], gamma, tensors[1], ALL)
+        backward(call, dy, tensors[0], gamma, tensors[1])

@@ -33,7 +33,7 @@ training_and_evaluation = pytest.mark.parametrize("training", [True, False], ids
 CLEARANCE = 1e-3
 
 
-def _leaves(activation: object, residual: bool, training: bool) -> list[Tensor]:
+def _leaves(activation: Any, residual: bool, training: bool) -> list[Tensor]:
     """x, weight, bias and residual in fp64, z on both sides of every kink and at none."""
     while True:
         x = torch.randn(4, 2, dtype=torch.float64, device=DEVICE)
@@ -45,7 +45,7 @@ def _leaves(activation: object, residual: bool, training: bool) -> list[Tensor]:
             return [leaf.requires_grad_() for leaf in leaves]
 
 
-def _normalise(training: bool, activation: object) -> Callable[..., Tensor]:
+def _normalise(training: bool, activation: Any) -> Callable[..., Tensor]:
     """The public function of the leaves, with running statistics of its own."""
     mean = torch.linspace(-1, 1, 2, dtype=torch.float64, device=DEVICE)
     var = torch.linspace(0.5, 2, 2, dtype=torch.float64, device=DEVICE)
@@ -67,7 +67,7 @@ def _normalise(training: bool, activation: object) -> Callable[..., Tensor]:
 )
 @with_and_without_residual
 def test_first_derivatives_are_the_finite_differences(
-    activation: object, residual: bool, training: bool, launches: list[LaunchRecord]
+    activation: Any, residual: bool, training: bool, launches: list[LaunchRecord]
 ) -> None:
     leaves = _leaves(activation, residual, training)
     assert kernels_run_on(leaves[0])
@@ -80,7 +80,7 @@ def test_first_derivatives_are_the_finite_differences(
 @with_and_without_residual
 @pytest.mark.parametrize("activation", ["silu", "relu", None], ids=str)
 def test_second_derivatives_are_the_finite_differences(
-    activation: object, residual: bool, training: bool
+    activation: Any, residual: bool, training: bool
 ) -> None:
     leaves = _leaves(activation, residual, training)
     assert kernels_run_on(leaves[0])
@@ -88,7 +88,7 @@ def test_second_derivatives_are_the_finite_differences(
 
 
 def _step(
-    family: Family, x: Tensor, residual: Tensor | None, dy: Tensor, activation: object
+    family: Family, x: Tensor, residual: Tensor | None, dy: Tensor, activation: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """y, and the gradients of x, weight, bias and residual: ours, then eager torch's."""
     weight, bias = torch.rand(2, x.shape[1], device=DEVICE) + 0.5
@@ -104,7 +104,7 @@ def _step(
     return y, ours, torchs
 
 
-def _eager(*arguments: Any, activation: object, residual: Tensor | None = None) -> Tensor:
+def _eager(*arguments: Any, activation: Any, residual: Tensor | None = None) -> Tensor:
     y: Tensor = torch.nn.functional.batch_norm(*arguments)
     return activate(y if residual is None else y + residual, activation)
 

@@ -21,7 +21,7 @@ MASKED = ["relu", "relu6", "leaky_relu"]
 
 
 def _kept(
-    dtype: torch.dtype, layout: str, activation: object, residual: bool, training: bool = True
+    dtype: torch.dtype, layout: str, activation: Any, residual: bool, training: bool = True
 ) -> tuple[Counter[str], int]:
     """The operands that were saved, by name and how often, and bytes of all else."""
     x = lay_out(values(SHAPE, dtype), layout).requires_grad_()
@@ -86,7 +86,7 @@ def test_residual_and_a_smooth_activation_keep_the_residual(
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("activation", ["identity", None], ids=str)
-def test_identity_keeps_what_a_plain_call_keeps(activation: object, residual: bool) -> None:
+def test_identity_keeps_what_a_plain_call_keeps(activation: Any, residual: bool) -> None:
     names, rest = _kept(torch.bfloat16, "contiguous", activation, residual)
     assert names == {"x": 1, "weight": 1}
     assert rest == STATISTICS * SHAPE[1]

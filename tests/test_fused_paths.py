@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_only_the_gradients_asked_for_are_made_without_a_residual(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("activation", ["relu", "silu", None], ids=str)
 def test_autograd_asks_for_what_needs_a_gradient(
-    activation: object, training: bool, wanted: str
+    activation: Any, training: bool, wanted: str
 ) -> None:
     call = fused_call(
         values((6, 5, 4, 4), torch.float32),
@@ -208,9 +209,7 @@ def test_negative_bit_is_resolved(which: str, activation: str) -> None:
 @with_and_without_residual
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", ("leaky_relu", 0.2)], ids=str)
-def test_training_step_is_one_launch_and_one(
-    activation: object, layout: str, residual: bool
-) -> None:
+def test_training_step_is_one_launch_and_one(activation: Any, layout: str, residual: bool) -> None:
     x = lay_out(values((4, 8, 4, 4), torch.float32), layout).requires_grad_()
     weight, bias = (torch.rand(8, requires_grad=True, device=x.device) for _ in range(2))
     other = values((4, 8, 4, 4), torch.float32).requires_grad_() if residual else None

@@ -20,8 +20,11 @@ from tritonbn_kernels.launch import (
     LaunchRefusedError,
     note_fallback,
 )
+from tritonbn_kernels.layout import CHANNELS_LAST
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
+    ACCESS_BYTES,
+    pinned,
     plan_cache,
     remember,
 )
@@ -239,7 +242,8 @@ class ForwardCall:
                 x, geometry, arguments, self._cumulative, self.fused
             )
             return
-        if self._masks and geometry.vector != self._mask_run:
+        narrow = view.family == CHANNELS_LAST and pinned("block_c", ACCESS_BYTES) < self._mask_run
+        if self._masks and (geometry.vector != self._mask_run or narrow):
             # these kernels make whole runs of their own accesses, or else bytes
             self._stored_run = 1
         # Triton passes floats as fp32: fp64 takes them as constants
@@ -300,8 +304,9 @@ class ForwardCall:
             # the second launch reads what the first has saved
             running_mean = running_var = None
         if self._normalize is not None:
-            vectors = (weight, bias, running_mean, running_var)
-            self._normalize((x, *vectors, y, saved, residual, mask), eps)
+            self._normalize(
+                (x, weight, bias, running_mean, running_var, y, saved, residual, mask), eps
+            )
         if mask is not None and self._stored_run != self._mask_run:
             mask = pack_bytes(mask, self._mask_run)
         return y, saved, mask

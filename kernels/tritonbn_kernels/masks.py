@@ -97,7 +97,8 @@ def load_keep(
 ):
     # fmt: on
     """The truths of a tile, as `store_keep` of any plan stored them."""
-    if RUN != VECTOR or RUN == 1:
+    # by elements too where a pinned block of channels is less than a run
+    if RUN != VECTOR or RUN == 1 or (CHANNELS_LAST and offs_c.shape[0] < RUN):
         elements = _dense_offsets(
             outer, column, offs_c, n_channels, inner_vectors, CHANNELS_LAST, OFFSETS_64, VECTOR
         )

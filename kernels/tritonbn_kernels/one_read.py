@@ -70,8 +70,10 @@ def _arguments(
 
 def _masks_by(mask_run: int, plan: ResidentPlan | RowsPlan, itemsize: int) -> bool:
     """Whether an access of the plan is one byte of a mask: the kernels know no other masks."""
-    rows = isinstance(plan, RowsPlan)
-    vector = plan.vector_words * 4 // itemsize if rows else plan.vector
+    if isinstance(plan, RowsPlan):
+        vector = plan.vector_words * 4 // itemsize
+    else:
+        vector = plan.vector
     return mask_run == vector == run_of(itemsize)
 
 

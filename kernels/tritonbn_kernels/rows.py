@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from tritonbn_kernels.columns import (
-    add_tiles,
     at_columns,
     channel_moments,
     channel_sum,
@@ -25,15 +24,12 @@ from tritonbn_kernels.columns import (
     normalize_tiles,
 )
 from tritonbn_kernels.fusion import backward_vectors
-from tritonbn_kernels.gradients import finish_gradients
-from tritonbn_kernels.group import agree_on_moments, agree_on_sums
-from tritonbn_kernels.moments import inverse_std, load_channels, offset_of, two_word_sum
-from tritonbn_kernels.statistics import finish_statistics
+from tritonbn_kernels.group import settle_moments, settle_sums
 from tritonbn_kernels.streams import (
     stream_input_gradient,
     stream_moments,
     stream_normalize,
-    stream_sums,
+    sum_rows,
 )
 from tritonbn_kernels.words import opaque
 
@@ -93,23 +89,15 @@ def rows_forward_kernel(
         pivot, mean, m2 = channel_moments(
             pivot, mean, m2, first, last, n_inner, BLOCK_N, BLOCK_C, BLOCK_S
         )
-        if GROUPED:
-            pivot, mean, m2 = agree_on_moments(
-                pivot, mean, m2, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
-                n_channels, n_rows, rows_per_split, splits, n_inner, BLOCK_C, BLOCK_K,
-            )  # fmt: skip
-        if member == 0:
-            finish_statistics(
-                pivot, mean, m2, block, offs_c, mask_c, saved_ptr,
-                running_mean_ptr, running_var_ptr, tracked_ptr, arrivals_ptr,
-                n_channels, tl.cdiv(n_channels, block_channels), count, eps, momentum,
-                None, None, CUMULATIVE, False, tl.float32,
-            )  # fmt: skip
-        mean_hi, mean_lo = two_word_sum(pivot, mean)
-        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32)
-        scale = scale * inverse_std(m2 / count, eps)
-        offset = load_channels(beta_ptr, offs_c, mask_c, 0.0, tl.float32)
-        offset = at_columns(offset_of(offset, mean_lo, scale), n_inner, PACK, BLOCK_S, BLOCK_W)
+        mean_hi, scale, offset = settle_moments(
+            pivot, mean, m2, gamma_ptr, beta_ptr,
+            saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
+            partials_ptr, arrivals_ptr, barriers_ptr,
+            block, tl.cdiv(n_channels, block_channels), member, offs_c, mask_c,
+            n_channels, n_rows, rows_per_split, splits, n_inner, count, eps, momentum,
+            CUMULATIVE, GROUPED, BLOCK_C, BLOCK_K,
+        )  # fmt: skip
+        offset = at_columns(offset, n_inner, PACK, BLOCK_S, BLOCK_W)
         scale = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
         mean_hi = at_columns(mean_hi, n_inner, PACK, BLOCK_S, BLOCK_W)
         again = opaque(first, ASM)
@@ -149,7 +137,6 @@ def rows_backward_kernel(
     FUSED: tl.constexpr = (ACTIVATION, PARAMETER, SIDE, RESTORES)
     # else scale and offset are not looked at before the sums
     RECOMPUTES: tl.constexpr = RESTORES or (ACTIVATION != "identity" and SIDE != "mask")
-    SUMMED: tl.constexpr = "evict_last" if STREAM > 0 else ""
     KEPT: tl.constexpr = "evict_first" if STREAM > 0 else ""
     items = tl.cdiv(n_channels, block_channels) * splits
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
@@ -179,34 +166,20 @@ def rows_backward_kernel(
         if RECOMPUTES:
             scale_at = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
             offset_at = at_columns(offset, n_inner, PACK, BLOCK_S, BLOCK_W)
-        sum_dy = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
-        sum_product = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
-        sum_dy, sum_product = add_tiles(
-            sum_dy, sum_product, held_dy, held_x, held_mask, side_ptr, dresidual_ptr,
-            mean_at, scale_at, offset_at, first, last, column, n_columns, dx_stride,
-            FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, PIECES, SUMMED,
+        sum_dy, sum_product = sum_rows(
+            held_dy, held_x, held_mask, dy_ptr, x_ptr, side_ptr, dresidual_ptr,
+            mean_at, scale_at, offset_at, first, last,
+            column, n_columns, n_channels * n_inner, dy_stride, x_stride, dx_stride,
+            FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, PIECES, STREAM,
         )  # fmt: skip
-        if STREAM > 0:
-            sum_dy, sum_product = stream_sums(
-                sum_dy, sum_product, dy_ptr, x_ptr, side_ptr, dresidual_ptr,
-                mean_at, scale_at, offset_at, first + PIECES * BLOCK_N, last,
-                column, n_columns, n_channels * n_inner, dy_stride, x_stride, dx_stride,
-                FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
-            )  # fmt: skip
         sum_dy = channel_sum(sum_dy, n_inner, BLOCK_C, BLOCK_S)
         sum_product = channel_sum(sum_product, n_inner, BLOCK_C, BLOCK_S) - mean_lo * sum_dy
-        if GROUPED:
-            sum_dy, sum_product = agree_on_sums(
-                sum_dy, sum_product, partials_ptr, barriers_ptr + block, member, offs_c, mask_c,
-                n_channels, splits, BLOCK_C, BLOCK_K,
-            )  # fmt: skip
-        # one member writes the parameters' gradients
-        mask_writer = offs_c < tl.where(member == 0, channel + channels, 0)
-        mean_dy, slope = finish_gradients(
-            sum_dy, sum_product, inv_std, offs_c, mask_writer,
-            dgamma_ptr, dbeta_ptr, None, n_channels, count,
+        mean_dy, slope = settle_sums(
+            sum_dy, sum_product, mean_lo, inv_std, dgamma_ptr, dbeta_ptr,
+            partials_ptr, barriers_ptr, block, member, offs_c, channel + channels,
+            n_channels, splits, count, GROUPED, BLOCK_C, BLOCK_K,
         )  # fmt: skip
-        mean_dy = at_columns(mean_dy - mean_lo * slope, n_inner, PACK, BLOCK_S, BLOCK_W)
+        mean_dy = at_columns(mean_dy, n_inner, PACK, BLOCK_S, BLOCK_W)
         slope = at_columns(slope, n_inner, PACK, BLOCK_S, BLOCK_W)
         scale = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
         again = opaque(first, ASM)

@@ -97,6 +97,34 @@ def stream_sums(
 
 # fmt: off
 @triton.jit
+def sum_rows(
+    held_dy, held_x, held_mask, dy_ptr, x_ptr, side_ptr, dresidual_ptr, mean_hi, scale, offset,
+    first, last, column, n_columns, row_length, dy_stride, x_stride, dx_stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, PIECES: tl.constexpr, STREAM: tl.constexpr,
+):
+    # fmt: on
+    """Every slot's sums of the rows [first, last), held or not."""
+    SIDE_KEPT: tl.constexpr = "evict_last" if STREAM > 0 else ""
+    sum_dy = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+    sum_product = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
+    sum_dy, sum_product = add_tiles(
+        sum_dy, sum_product, held_dy, held_x, held_mask, side_ptr, dresidual_ptr,
+        mean_hi, scale, offset, first, last, column, n_columns, dx_stride,
+        FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, PIECES, SIDE_KEPT,
+    )  # fmt: skip
+    if STREAM > 0:
+        sum_dy, sum_product = stream_sums(
+            sum_dy, sum_product, dy_ptr, x_ptr, side_ptr, dresidual_ptr, mean_hi, scale, offset,
+            first + PIECES * BLOCK_N, last,
+            column, n_columns, row_length, dy_stride, x_stride, dx_stride,
+            FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+        )  # fmt: skip
+    return sum_dy, sum_product
+
+
+# fmt: off
+@triton.jit
 def stream_input_gradient(
     dy_ptr, x_ptr, dx_ptr, side_ptr, mean_hi, scale, offset, mean_dy, slope, begin, last,
     column, n_columns, row_length, dy_stride, x_stride, dx_stride,

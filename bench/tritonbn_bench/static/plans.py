@@ -14,6 +14,7 @@ import torch
 
 import tritonbn_kernels
 from tritonbn_kernels import LaunchRecord
+from tritonbn_kernels.activation_names import activation_of
 
 from .driver import FakeDriver, Target, active_driver
 
@@ -33,7 +34,8 @@ class Case:
     """One kind of input: shape `(N, C, *S)`, layout, dtype by its short name, what goes with it.
 
     affine: dtype of gamma and beta, None for neither; statistics: dtype of the running statistics,
-    None for none of them; momentum None is the cumulative average.
+    None for none of them; momentum None is the cumulative average. activation,
+    residual: what is fused.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +44,8 @@ class Case:
     affine: str | None = "fp32"
     statistics: str | None = "fp32"
     momentum: float | None = 0.1
+    activation: str | None = None
+    residual: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +53,14 @@ class Case:
         parts = ["x".join(str(size) for size in self.shape), self.layout, self.dtype]
         if (self.affine, self.statistics, self.momentum) != ("fp32", "fp32", 0.1):
             parts.append(f"affine={self.affine} stats={self.statistics} momentum={self.momentum}")
+        if self.fused:
+            parts.append(f"{'add ' if self.residual else ''}{self.activation}")
         return " ".join(parts)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the launches do more than normalise."""
+        return self.activation is not None or self.residual
 
     @property
     def itemsize(self) -> int:
@@ -119,6 +130,17 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
 )
 # kernels differ by what they are given too; one shape of each family stands for all
 VARIANT_SHAPES = (((32, 64, 28, 28), CHANNELS_FIRST), ((32, 64, 28, 28), CHANNELS_LAST))
+# a shape and a layout of each kernel, for what is fused: no more of an activation and one with most
+# arithmetic, the mask of two slopes, and a residual that is read again
+FUSED_SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
+    ((32, 64, 56, 56), CHANNELS_FIRST, WIDTHS),
+    ((32, 2048, 7, 7), CHANNELS_FIRST, WIDTHS),
+    ((32, 64, 56, 56), CHANNELS_LAST, WIDTHS),
+    ((256, 64, 56, 56), CHANNELS_LAST, ("bf16",)),
+    ((8, 35, 17, 19), CHANNELS_LAST, ("bf16",)),
+    ((8, 64, 17, 16), CHANNELS_FIRST, ("fp64",)),
+)
+FUSIONS = (("relu", False), ("gelu", False), ("relu", True), ("silu", True))
 # wide and ragged in both families, and what no grid holds
 QUICK_SHAPES = ((32, 64, 56, 56), (32, 2048, 7, 7), (8, 35, 17, 19), (256, 64, 56, 56))
 
@@ -132,12 +154,17 @@ def cases() -> Iterator[Case]:
         yield Case(shape, layout, "bf16", affine=None, statistics=None)
         yield Case(shape, layout, "bf16", momentum=None)
         yield Case(shape, layout, "fp16", affine="fp16", statistics="fp16")
+    for shape, layout, dtypes in FUSED_SHAPES:
+        for dtype in dtypes:
+            for activation, residual in FUSIONS:
+                yield Case(shape, layout, dtype, activation=activation, residual=residual)
 
 
 def quick_cases() -> Iterator[Case]:
     """Some of them, for a check of a target in half a minute: the dtype most used in training."""
     for case in cases():
-        if case.shape in QUICK_SHAPES and case.dtype == "bf16":
+        mask = case.activation == "relu" and case.residual
+        if case.shape in QUICK_SHAPES and case.dtype == "bf16" and (mask or not case.fused):
             yield case
 
 
@@ -187,13 +214,34 @@ def _operations(case: Case) -> dict[str, Callable[[], object]]:
     return calls
 
 
+def _fused_operations(case: Case) -> dict[str, Callable[[], object]]:
+    """Calls with what `case` fuses: training, and both passes of evaluation in one."""
+    x, dy = case.make(), case.make()
+    residual = case.make() if case.residual else None
+    activation = activation_of(case.activation)
+    wide = torch.float64 if case.dtype == "fp64" else torch.float32
+    gamma, beta, mean, var = (torch.empty(case.shape[1], dtype=wide) for _ in range(4))
+
+    def both(training: bool) -> object:
+        _, saved, mask = tritonbn_kernels.fused_forward(
+            x, gamma, beta, mean, var, None, training, 0.1, EPS, activation, residual, True
+        )
+        return tritonbn_kernels.fused_backward(
+            dy, x, gamma, saved, training, True, True, True,
+            activation, beta, residual, mask, case.residual,
+        )  # fmt: skip
+
+    return {"train": lambda: both(True), "eval": lambda: both(False)}
+
+
 def planned_launches(case: Case, target: Target) -> Iterator[Planned]:
     """Every launch that the calls for `case` make on `target`, compiled but not run."""
     with active_driver(FakeDriver(target)):
         # plans and compiled kernels of the driver before this one
         tritonbn_kernels.clear_cache()
         try:
-            for operation, call in _operations(case).items():
+            operations = _fused_operations(case) if case.fused else _operations(case)
+            for operation, call in operations.items():
                 with tritonbn_kernels.record_launches() as records:
                     call()
                 for record in records:
