@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["FUSIONS", "NONE", "PLAIN", "Fusion", "fusion_of"]
 
@@ -24,7 +25,7 @@ class Fusion:
     words: str
 
     @property
-    def formula(self) -> dict[str, object]:
+    def formula(self) -> dict[str, Any]:
         """Arguments of the formulas in `tritonbn_kernels.traffic`."""
         return {"residual": self.residual, "activation": self.activation}
 

@@ -242,6 +242,7 @@ def _skipped(job: str, case: Case, provider: str, reason: str) -> Row:
         "nothing",
         mode=case.mode,
         data=case.data,
+        fusion=case.fusion,
         status="skipped",
         reason=reason,
     )

@@ -54,6 +54,7 @@ class Row:
     data: str = _column("what the activations hold", "")
     origin: str = _column("where the shape comes from", "")
     count: int | None = _column("layers of the origin with this shape", None)
+    fusion: str = _column("what follows BatchNorm in the call: none, relu, add_relu, ...", "none")
     backend: str = _column("the implementation that really ran", "")
     cache: str = _column("state of the caches before a sample", "")
     step: int | None = _column("training step", None)
