@@ -107,7 +107,7 @@ def _accuracy(run: Run) -> None:
 
 
 def _training(run: Run) -> None:
-    from .training import STEPS, train_pair, training_rows
+    from .training import STEPS, train_three, training_rows
 
     case = "SimpleCNN on digits"
     if ("training", case, "digits", "tritonbn") in run.results.done():
@@ -117,7 +117,7 @@ def _training(run: Run) -> None:
         run.add([replace(gap, status="skipped", reason=_NO_DIGITS)])
         return
     with progress("training", STEPS) as advance:
-        outcome = train_pair(run.device, on_step=advance)
+        outcome = train_three(run.device, on_step=advance)
     run.add(training_rows(outcome))
 
 
