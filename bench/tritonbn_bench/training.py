@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -123,7 +123,7 @@ def train_three(
     converted = tritonbn.convert(copy.deepcopy(theirs))
     fused = SimpleCNN(1, widths=_WIDTHS, hidden=_HIDDEN, fused=True).to(device)
     networks = dict(zip(_KINDS, (theirs, converted, fused), strict=True))
-    keys = _differing_keys(networks.values())
+    keys = _differing_keys(list(networks.values()))
     if not keys:
         fused.load_state_dict(theirs.state_dict())
     images, labels = (tensor.to(device) for tensor in digits_images())
@@ -145,7 +145,13 @@ def train_three(
     _assert_launched(trainers, layers * steps)
     found = {kind: trainer.trained(steps, *measured[kind]) for kind, trainer in trainers.items()}
     return Outcome(
-        *(found[kind] for kind in _KINDS), layers, backends[0], tuple(sorted(keys)), restored
+        found["torch"],
+        found[UNFUSED],
+        found[OURS],
+        layers,
+        backends[0],
+        tuple(sorted(keys)),
+        restored,
     )
 
 
@@ -232,9 +238,9 @@ class _Trainer:
         return Trained(tuple(self.losses), dict(kernels), saved, launches)
 
 
-def _differing_keys(networks: Iterable[nn.Module]) -> set[str]:
-    every = [set(network.state_dict()) for network in networks]
-    return set.union(*every) - set.intersection(*every)
+def _differing_keys(networks: Sequence[nn.Module]) -> set[str]:
+    counts = Counter(key for network in networks for key in network.state_dict())
+    return {key for key, count in counts.items() if count < len(networks)}
 
 
 def _backend_in(network: nn.Module, images: Tensor) -> str:
