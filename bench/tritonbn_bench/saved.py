@@ -38,10 +38,10 @@ def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch's operators of BatchNorm and ReLU."""
 
-    count = 0
+    count: int = 0
 
     def __torch_dispatch__(
         self,
@@ -58,6 +58,7 @@ class _Counter(TorchDispatchMode):
 
 def operators_of(forward: Callable[[], Tensor]) -> int:
     """Operators of torch for BatchNorm and ReLU in a forward and backward pass."""
-    with _Counter() as counter:
+    counter = _Counter()  # type: ignore[no-untyped-call]
+    with counter:
         torch.autograd.backward(forward())
-    return counter.count
+    return int(counter.count)
