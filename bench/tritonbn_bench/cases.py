@@ -21,6 +21,7 @@ __all__ = [
     "LAYOUTS",
     "MODES",
     "RESNET50",
+    "RESNET50_BATCH",
     "Case",
     "Layer",
     "fused_sweep_cases",

@@ -21,7 +21,7 @@ __all__ = ["main"]
 # exit codes; an interrupted run follows the shell's convention for SIGINT
 PASSED, USAGE, INTERRUPTED = 0, 2, 130
 DEFAULT_OUT = Path("out/report")
-JOBS = ("accuracy", "training", "traffic", "host", "resnet50", "sweep")
+JOBS = ("accuracy", "training", "traffic", "fusion", "memory", "host", "resnet50", "sweep")
 ALIASES = {"speed": ("resnet50", "sweep")}
 EXIT_CODES = """exit codes:
   0    done (or time is over: repeat with --resume), every check of tritonbn passed

@@ -33,7 +33,9 @@ def _column(meaning: str, default: Any) -> Any:
 class Row:
     """One figure and what it is a figure of; `COLUMNS` says what each field means."""
 
-    job: str = field(metadata={"meaning": "accuracy, sweep, resnet50, training, traffic or host"})
+    job: str = field(
+        metadata={"meaning": "accuracy, sweep, resnet50, training, traffic, fusion, memory or host"}
+    )
     kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})
     case: str = field(metadata={"meaning": "id: mode/dtype/layout/shape, or the job's own"})
     provider: str = field(metadata={"meaning": "who computed it"})
