@@ -111,14 +111,14 @@ def _traffic(rows: Sequence[Row], job: str, what: str) -> Figure:
         panel.set_ylim(0, 1.15 * highest)
     panels[0][0].set_ylabel("GB per training step")
     panels[0][-1].legend(fontsize=8, loc="upper left")
-    figure.suptitle(f"{what}, N = {rows[0].batch}: modelled by formula, not measured")
+    figure.suptitle(f"{what}, N = {rows[0].batch}:\nmodelled by formula, not measured")
     return figure
 
 
 def _memory(rows: Sequence[Row]) -> Figure:
     """Bytes kept for backward and at most, by activation and by how they are computed."""
     data = list(dict.fromkeys(row.data for row in rows))
-    figure, panels = blank(len(data), 1, 4.0 * len(data), 4.6)
+    figure, panels = blank(len(data), 1, 4.2 * len(data), 4.8)
     highest = max(row.value or 0.0 for row in rows) / 1e9
     for name, panel in zip(data, panels[0], strict=True):
         _memory_bars(panel, [row for row in rows if row.data == name])
@@ -145,6 +145,6 @@ def _memory_bars(panel: Axes, rows: Sequence[Row]) -> None:
         panel.text(index, peak, f"{saved:.2f}", ha="center", va="bottom", fontsize=9)
     panel.bar(0, 0, color="#999999", label="kept for backward (number)")
     panel.plot([], [], marker="_", color="black", linestyle="none", label="at most at once")
-    names = [provider.replace(" ", "\n", 1) for provider in providers]
-    panel.set_xticks(range(len(providers)), names, fontsize=8)
+    ways = {row.provider: row.backend.replace(", ", ",\n") for row in rows}
+    panel.set_xticks(range(len(providers)), [ways[name] for name in providers], fontsize=8)
     panel.grid(True, axis="y", alpha=0.3)
