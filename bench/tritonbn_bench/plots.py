@@ -215,7 +215,7 @@ def _bars(panel: Axes, chosen: Sequence[Any]) -> None:
     panel.margins(x=0.01)
     # room for the legend above the bars
     panel.set_ylim(0, 1.3 * max(1.0, *(item.ratio for item in chosen)))
-    panel.legend(fontsize=8, ncols=len(dtypes), loc="upper left")
+    panel.legend(fontsize=7, ncols=len(dtypes), loc="upper left")
     panel.grid(True, axis="y", alpha=0.3)
 
 
