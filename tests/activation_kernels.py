@@ -21,7 +21,7 @@ import triton.language as tl
 
 from tritonbn_bench.static import TARGETS, FakeDriver, active_driver, examine
 from tritonbn_kernels.activation_names import ACTIVATIONS
-from tritonbn_kernels.activations import activate, activation_gradient, expm1_below_zero
+from tritonbn_kernels.activations import activate, expm1_below_zero, gradient_through
 
 __all__ = ["activation_kernel", "expm1_kernel"]
 
@@ -36,7 +36,7 @@ def activation_kernel(
     z = tl.load(z_ptr + offs, mask=offs < n, other=0.0)
     tl.store(y_ptr + offs, activate(z, ACTIVATION, PARAMETER), mask=offs < n)
     if slope_ptr is not None:
-        slope = activation_gradient(z, ACTIVATION, PARAMETER)
+        slope = gradient_through(tl.full(z.shape, 1.0, z.dtype), z, ACTIVATION, PARAMETER)
         tl.store(slope_ptr + offs, slope, mask=offs < n)
 
 
@@ -60,7 +60,7 @@ def _all_kernel(z_ptr, y_ptr, n, NAMES: tl.constexpr, COUNT: tl.constexpr, BLOCK
     z = tl.load(z_ptr + offs)
     for index in tl.static_range(COUNT):
         tl.store(y_ptr + 2 * index * n + offs, activate(z, _name_of(NAMES, index), 0.3))
-        slope = activation_gradient(z, _name_of(NAMES, index), 0.3)
+        slope = gradient_through(tl.full(z.shape, 1.0, z.dtype), z, _name_of(NAMES, index), 0.3)
         tl.store(y_ptr + (2 * index + 1) * n + offs, slope)
 
 

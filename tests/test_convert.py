@@ -82,6 +82,14 @@ def patched() -> nn.BatchNorm2d:
     return layer
 
 
+def annotated() -> nn.BatchNorm2d:
+    """A layer on which somebody wrote down what follows it."""
+    layer: Any = nn.BatchNorm2d(3)
+    layer.activation = "relu"
+    plain: nn.BatchNorm2d = layer
+    return plain
+
+
 LEFT_ALONE = {
     "subclass": lambda: Custom(3),
     "subclass_of_ours": lambda: OurCustom(3),
@@ -90,6 +98,7 @@ LEFT_ALONE = {
     "group_norm": lambda: nn.GroupNorm(1, 3),
     "quantised": lambda: torch.ao.nn.quantized.BatchNorm2d(3),
     "patched_forward": patched,
+    "attribute_activation": annotated,
 }
 
 
@@ -325,3 +334,38 @@ def test_state_of_a_converted_model_loads_into_torchs_and_back() -> None:
     assert all(
         torch.equal(value, torchs.state_dict()[name]) for name, value in ours.state_dict().items()
     )
+
+
+def test_revert_names_the_layers_with_an_activation_and_changes_none() -> None:
+    model = nn.Sequential(
+        tritonbn.BatchNorm2d(3),
+        nn.Sequential(tritonbn.BatchNorm2d(3, activation="relu")),
+        tritonbn.LazyBatchNorm1d(activation=("elu", 0.5)),
+        tritonbn.BatchNorm2d(3, activation="identity"),
+    )
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=r"got 1\.0 with 'relu', 2 with \('elu', 0\.5\)$"):
+        tritonbn.revert(model)
+    assert [type(module) for module in model.modules()] == kinds
+    with pytest.raises(ValueError, match="got the model itself with 'relu'"):
+        tritonbn.revert(tritonbn.BatchNorm2d(3, activation="relu"))
+
+
+def test_revert_and_convert_keep_what_changes_no_result() -> None:
+    layer = tritonbn.BatchNorm2d(3, activation="identity", memory_efficient=True)
+    expected = repr(layer)
+    assert type(tritonbn.revert(layer)) is nn.BatchNorm2d
+    assert repr(layer) == repr(nn.BatchNorm2d(3))
+    tritonbn.convert(layer)
+    assert repr(layer) == expected
+
+
+def test_an_activation_set_on_a_converted_layer_is_applied(launches: list[Any]) -> None:
+    layer: Any = tritonbn.convert(nn.BatchNorm2d(3, device=DEVICE))
+    x = torch.randn(2, 3, 2, 3, device=DEVICE)
+    layer.activation = "relu"
+    y = layer(x)
+    assert launches
+    torch.testing.assert_close(y, F.relu(F.batch_norm(x, None, None, training=True)))
+    with pytest.raises(ValueError, match="got the model itself with 'relu'"):
+        tritonbn.revert(layer)

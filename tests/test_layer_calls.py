@@ -4,9 +4,11 @@ import copy
 import gc
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import tritonbn
@@ -252,3 +254,85 @@ def test_reverted_layers_run_torch() -> None:
     with record_launches() as launches:
         layer(_input())
     assert launches == []
+
+
+def test_a_fused_layer_is_called_again_as_it_is() -> None:
+    layer, x = _layer(activation=("leaky_relu", 0.25)), _input()
+    expected = F.leaky_relu(F.batch_norm(x, None, None, training=True), 0.25)
+    torch.testing.assert_close(layer(x), expected)
+    with record_launches() as launches:
+        y = _layer_calls.again(layer, x)
+    assert y is not None and len(launches) == 1
+    torch.testing.assert_close(y, expected)
+
+
+def test_another_activation_is_looked_at_anew() -> None:
+    layer, x = _layer(), _input()
+    z = F.batch_norm(x, None, None, training=True)
+    functions: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+        "relu": F.relu,
+        "silu": F.silu,
+        None: lambda z: z,
+        ("leaky_relu", 0.25): lambda z: F.leaky_relu(z, 0.25),
+        ("leaky_relu", 0.5): lambda z: F.leaky_relu(z, 0.5),
+    }
+    for activation, function in functions.items():
+        layer.activation = activation
+        assert _layer_calls.again(layer, x) is None
+        # the second of each is the kept one
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), function(z))
+    # None is back where the class has it
+    del layer.activation
+    torch.testing.assert_close(layer(x), z)
+
+
+def test_an_activation_of_a_subclass_is_seen_as_well() -> None:
+    class Activated(tritonbn.BatchNorm2d):
+        activation = "relu"
+
+    class Scheduled(tritonbn.BatchNorm2d):
+        slope = 0.5
+
+        @property
+        def activation(self) -> tuple[str, float]:  # type: ignore[override]
+            return "leaky_relu", self.slope
+
+    x = _input()
+    z = F.batch_norm(x, None, None, training=True)
+    fixed, scheduled = Activated(4).to(DEVICE), Scheduled(4).to(DEVICE)
+    for slope in (0.5, 0.5, 0.25):
+        scheduled.slope = slope
+        torch.testing.assert_close(fixed(x), F.relu(z))
+        torch.testing.assert_close(scheduled(x), F.leaky_relu(z, slope))
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_calls_with_a_residual_are_neither_kept_nor_taken_for_kept_ones(
+    activation: str | None,
+) -> None:
+    layer, x, residual = _layer(activation=activation), _input(), _input()
+    function = F.relu if activation else torch.clone
+    z = F.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(layer(x, residual), function(z + residual))
+    assert _layer_calls.again(layer, x) is None
+    torch.testing.assert_close(layer(x), function(z))
+    for _ in range(2):
+        torch.testing.assert_close(layer(x, residual), function(z + residual))
+        torch.testing.assert_close(layer(x), function(z))
+    assert layer.num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradients_of_a_kept_fused_call_are_those_of_the_first(training: bool) -> None:
+    layer, dy = _layer(activation="silu").train(training), _input()
+    x = _input().requires_grad_()
+    leaves = [x, *layer.parameters()]
+    first = torch.autograd.grad(layer(x), leaves, dy)
+    kept = torch.autograd.grad(layer(x), leaves, dy)
+    assert all(torch.equal(*pair) for pair in zip(first, kept, strict=True))
+    plain = F.batch_norm(
+        x, layer.running_mean, layer.running_var, layer.weight, layer.bias, training
+    )
+    for found, expected in zip(kept, torch.autograd.grad(F.silu(plain), leaves, dy), strict=True):
+        torch.testing.assert_close(found, expected)

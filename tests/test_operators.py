@@ -55,7 +55,7 @@ def forward_arguments(x: Tensor, training: bool, affine: bool, tracked: bool) ->
 def backward_arguments(x: Tensor, dy: Tensor, training: bool, *needs: bool) -> tuple[Any, ...]:
     """Arguments of the backward operator, the forward one having run."""
     arguments = forward_arguments(x, training, True, True)
-    _, saved = FORWARD(*arguments)
+    _, saved, _ = FORWARD(*arguments)
     return dy, x, arguments[1], saved, training, *needs
 
 
@@ -165,8 +165,8 @@ def test_evaluation_has_an_operator_that_declares_no_mutation() -> None:
     x = torch.randn(2, 3, 2, 3, device=DEVICE, requires_grad=True)
     arguments = forward_arguments(x, False, True, True)
     opcheck(EVAL, (*arguments[:5], 1e-5))
-    y, saved = EVAL(*arguments[:5], 1e-5)
-    expected, expected_saved = FORWARD(*arguments)
+    y, saved, _ = EVAL(*arguments[:5], 1e-5)
+    expected, expected_saved, _ = FORWARD(*arguments)
     assert torch.equal(y, expected)
     assert torch.equal(saved, expected_saved)
     dy = torch.randn_like(y)

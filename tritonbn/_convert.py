@@ -4,7 +4,8 @@ A layer changes its class and nothing else: `module.__class__` is assigned, as t
 layers do when they materialise. The object stays, so Parameters, buffers, hooks and their order,
 training flags, attributes, optimizers, weak references and every place that names the layer stay
 as they are without being copied one by one, and the parent does not notice. This is sound because
-our classes add no state to torch's (see `modules._TritonBatchNorm`).
+our classes add no state to torch's but an activation (see `modules._TritonBatchNorm`), without
+which a layer is torch's.
 """
 
 import sys
@@ -46,8 +47,9 @@ def convert(model: _Model) -> _Model:
 
     Converted are layers of exactly the classes `torch.nn.BatchNorm1d/2d/3d` and
     `LazyBatchNorm1d/2d/3d`, parametrised ones included, `model` itself too. Left alone are
-    subclasses, SyncBatchNorm, quantised layers and a layer whose `forward` was replaced on the
-    object, which would go on calling torch's.
+    subclasses, SyncBatchNorm, quantised layers, a layer whose `forward` was replaced on the
+    object, which would go on calling torch's, and one with an attribute `activation` of somebody
+    else's, which ours would obey.
 
     Args:
         model: any module; each layer keeps its identity, Parameters, buffers, hooks and flags.
@@ -58,7 +60,8 @@ def convert(model: _Model) -> _Model:
     Mutates: the class of the converted layers. Before torch 2.13 a conversion also drops the
         graphs that torch.compile has made so far, which would not notice it.
     """
-    return _change_classes(model, _OURS)
+    chosen = _layers_of(model, _OURS)
+    return _change_classes(model, [one for one in chosen if not _fused(one[1])], _OURS)
 
 
 def revert(model: _Model) -> _Model:
@@ -70,28 +73,59 @@ def revert(model: _Model) -> _Model:
     Returns:
         `model` itself. `convert` is the exact inverse.
 
+    Raises:
+        ValueError: layers with an activation, by their paths, for torch's class has none; nothing
+            is changed then.
+
     Mutates: as `convert`.
     """
-    return _change_classes(model, _TORCHS)
+    chosen = _layers_of(model, _TORCHS)
+    fused = [
+        f"{path or 'the model itself'} with {one.activation!r}"
+        for path, one in chosen
+        if _fused(one)
+    ]
+    if fused:
+        raise ValueError(
+            "expected layers without an activation, which torch's classes would lose, got"
+            f" {', '.join(fused)}"
+        )
+    return _change_classes(model, chosen, _TORCHS)
+
+
+def _layers_of(
+    model: nn.Module, counterparts: Mapping[type[nn.Module], type[nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Path and layer, of those whose class is a key of `counterparts` and whose forward is its."""
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if type_before_parametrizations(module) in counterparts and "forward" not in vars(module)
+    ]
+
+
+def _fused(layer: nn.Module) -> bool:
+    """Whether a layer, of ours or of torch's with a stray attribute, would follow an activation."""
+    # a submodule of that name is not here, and our forward does not see it
+    activation = vars(layer).get("activation")
+    return not (activation is None or (type(activation) is str and activation == "identity"))
 
 
 def _change_classes(
-    model: _Model, counterparts: Mapping[type[nn.Module], type[nn.Module]]
+    model: _Model,
+    chosen: list[tuple[str, nn.Module]],
+    counterparts: Mapping[type[nn.Module], type[nn.Module]],
 ) -> _Model:
-    """Give each module of `model` whose class is a key of `counterparts` the value as its class."""
-    changed = False
-    for module in model.modules():
-        target = counterparts.get(type_before_parametrizations(module))
-        if target is None or "forward" in vars(module):
-            continue
+    """Give each of the `chosen` layers of `model` the counterpart of its class as its class."""
+    for _, module in chosen:
+        target = counterparts[type_before_parametrizations(module)]
         found = type(module)
         if found not in counterparts:
             # torch made this class for the parametrised module; deep copies of the module share
             # it, so it is rebuilt on the new base and not changed
             target = type(f"Parametrized{target.__name__}", (target,), dict(vars(found)))
         module.__class__ = target
-        changed = True
     # compiled graphs of torch 2.11 do not guard the class of torch's layers, those of 2.13 do
-    if changed and torch.__version__ < "2.13" and "torch._dynamo" in sys.modules:
+    if chosen and torch.__version__ < "2.13" and "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     return model

@@ -34,13 +34,16 @@ _tracing_state = torch._C._get_tracing_state
 
 
 def again(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """The layer's output if its last call can be made again for `x`, else None."""
+    """The layer's output if its last call can be made again for `x`, else None.
+
+    What is kept are calls without a residual, and none with one can be made again.
+    """
     if torch.compiler.is_compiling():
         return None
     last = _last_calls.get(id(layer))
     if last is None:
         return None
-    owner, kind, settings, vectors, memories, device, tracked, prepared = last
+    owner, kind, settings, activation, vectors, memories, device, tracked, prepared = last
     for vector, address, numel, dtype in memories:
         if (
             vector.data_ptr() != address
@@ -63,6 +66,8 @@ def again(layer: nn.Module, x: Tensor) -> Tensor | None:
         and (x.shape, x.stride(), x.dtype, x.data_ptr() & 15) == kind
         and owner() is layer
         and (own["training"], own["momentum"], own["eps"], own["track_running_stats"]) == settings
+        # no entry of a converted layer's dictionary: there the class has it
+        and layer.activation == activation
         and parameters.get("weight") is weight
         and parameters.get("bias") is bias
         and buffers.get("running_mean") is running_mean
@@ -86,13 +91,15 @@ def keep(
     training: bool,
     momentum: float | None,
     eps: float,
+    activation: tuple[str, float],
 ) -> None:
-    """Keep the call that the kernels have just made for a layer.
+    """Keep the call that the kernels have just made for a layer, without a residual.
 
     Args:
         x: the layer's input.
         taken: weight, bias, running_mean, running_var and num_batches_tracked as the kernels took
-            them, with `training`, `momentum` and `eps`; the layer may own others besides.
+            them, with `training`, `momentum`, `eps` and `activation`; the layer may own others
+            besides, and may have the activation in another form.
     """
     own = layer.__dict__
     # a subclass may have made a property of one
@@ -113,13 +120,14 @@ def keep(
         return
     tracked = buffers.get("num_batches_tracked")
     number = id(layer)
-    call = forward_call(x, *taken, training, momentum, eps)
+    call = forward_call(x, *taken, training, momentum, eps, activation)
     gamma, beta = taken[:2]
-    kept = (call, training, eps, None if beta is None else beta.dtype)
+    kept = (call, training, eps, None if beta is None else beta.dtype, activation)
     _last_calls[number] = (
         weakref.ref(layer, lambda _: _last_calls.pop(number, None)),
         (x.shape, x.stride(), x.dtype, x.data_ptr() & 15),
         (own["training"], own["momentum"], own["eps"], own["track_running_stats"]),
+        layer.activation,
         vectors,
         tuple(
             (one, one.data_ptr(), one.numel(), one.dtype)

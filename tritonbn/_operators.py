@@ -1,11 +1,8 @@
-"""The operators `tritonbn::batch_norm_forward`, `batch_norm_eval` and `batch_norm_backward`, and
-autograd.
+"""Batch Normalization under autograd, by the operators or past them.
 
 Plain eager calls go straight to the launchers. Everything that must see an operator (torch.compile,
-torch.export, dispatch modes) goes through the dispatcher, where the same launchers are registered.
-The forward operator declares that it writes the running statistics; the kernels write raw memory,
-so that eager version counters stay as torch leaves them. Evaluation has an operator of its own that
-writes nothing, lest exported graphs and compilers take the running statistics for written.
+torch.export, dispatch modes) goes through the dispatcher, where the same launchers are registered
+(`_library.py`).
 """
 
 from __future__ import annotations
@@ -19,114 +16,33 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import tritonbn_kernels as kernels
-from tritonbn_kernels import BoundCall, ForwardCall
-from tritonbn_kernels.geometry import accumulation_dtype
-from tritonbn_kernels.layout import empty_like_in_family
+from tritonbn_kernels import ForwardCall
+from tritonbn_kernels.activation_names import NO_PARAMETER
+from tritonbn_kernels.fused import IDENTITY, side_of
+
+from ._library import (
+    Gradients,
+    backward_on_device,
+    backward_op,
+    eval_op,
+    forward_op,
+    library,
+    on_device,
+)
+from ._second_order import differentiable_backward
 
 _T = TypeVar("_T")
 _Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
 # weight, bias, running_mean, running_var and num_batches_tracked
 _Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 # what the backward pass needs besides tensors: the call that ran (None where an operator did),
-# training, eps, dtype of the bias
-Kept = tuple[ForwardCall | None, bool, float, torch.dtype | None]
+# training, eps, dtype of the bias, activation
+Kept = tuple[ForwardCall | None, bool, float, torch.dtype | None, tuple[str, float]]
 # bound once, for every backward pass asks them
 _is_grad_enabled = torch.is_grad_enabled
 _is_batched = torch._C._functorch.is_batchedtensor
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-
-_library = torch.library.Library("tritonbn", "DEF")  # type: ignore[no-untyped-call]
-# any dense layout will do: without the tag the compiler inserts copies to fixed strides
-_TAGS = (torch.Tag.flexible_layout,)
-_library.define(  # type: ignore[no-untyped-call]
-    "batch_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean,"
-    " Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum,"
-    " float eps) -> (Tensor, Tensor)",
-    tags=_TAGS,
-)
-_library.define(  # type: ignore[no-untyped-call]
-    "batch_norm_eval(Tensor x, Tensor? weight, Tensor? bias, Tensor running_mean,"
-    " Tensor running_var, float eps) -> (Tensor, Tensor)",
-    tags=_TAGS,
-)
-_library.define(  # type: ignore[no-untyped-call]
-    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor saved, bool training,"
-    " bool need_dx, bool need_dgamma, bool need_dbeta) -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
-
-
-def _on_device(x: Tensor, launcher: Callable[..., _T], *arguments: Any) -> _T:
-    """`launcher(*arguments)` with the device of `x` current."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        with torch.cuda.device(x.device):
-            return launcher(*arguments)
-    return launcher(*arguments)
-
-
-def _forward_on_device(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return _on_device(x, kernels.batch_norm_forward, x, *arguments)
-
-
-def _eval_on_device(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """`_forward_on_device` with running statistics."""
-    return _forward_on_device(x, weight, bias, running_mean, running_var, None, False, 0.0, eps)
-
-
-def _backward_on_device(
-    dy: Tensor, x: Tensor, *arguments: Any
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return _on_device(x, kernels.batch_norm_backward, dy, x, *arguments)
-
-
-def _backward_operator(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """The backward operator's body: an operator returns tensors, empty where none was asked for."""
-    gradients = _backward_on_device(dy, x, *arguments)
-    return tuple(x.new_empty(0) if one is None else one for one in gradients)
-
-
-def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
-    return empty_like_in_family(x), saved
-
-
-def _backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    saved: Tensor,
-    training: bool,
-    need_dx: bool,
-    need_dgamma: bool,
-    need_dbeta: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = saved.dtype if weight is None else weight.dtype
-    return (
-        empty_like_in_family(x) if need_dx else x.new_empty(0),
-        x.new_empty(x.shape[1], dtype=dtype) if need_dgamma else x.new_empty(0),
-        x.new_empty(x.shape[1], dtype=dtype) if need_dbeta else x.new_empty(0),
-    )
-
-
-for _key in ("CUDA", "CPU"):
-    _library.impl("batch_norm_forward", _forward_on_device, _key)  # type: ignore[no-untyped-call]
-    _library.impl("batch_norm_eval", _eval_on_device, _key)  # type: ignore[no-untyped-call]
-    _library.impl("batch_norm_backward", _backward_operator, _key)  # type: ignore[no-untyped-call]
-torch.library.register_fake("tritonbn::batch_norm_forward", _forward_fake, lib=_library)
-torch.library.register_fake("tritonbn::batch_norm_eval", _forward_fake, lib=_library)
-torch.library.register_fake("tritonbn::batch_norm_backward", _backward_fake, lib=_library)
-
-_forward_op = torch.ops.tritonbn.batch_norm_forward.default
-_eval_op = torch.ops.tritonbn.batch_norm_eval.default
-_backward_op = torch.ops.tritonbn.batch_norm_backward.default
 
 
 def through_dispatcher() -> bool:
@@ -134,8 +50,15 @@ def through_dispatcher() -> bool:
     return torch.compiler.is_compiling() or _dispatch_modes() > 0
 
 
+def _saved_side(activation: str, residual: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """What backward keeps of a residual: the mask, the residual itself, or nothing."""
+    side = side_of(activation, residual is not None)
+    return mask if side == "mask" else residual if side == "residual" else None
+
+
 class _BatchNormFunction(torch.autograd.Function):
-    """y from x, gamma, beta. Saved: x, gamma, three words a channel; never running statistics."""
+    """y from x, gamma, beta and residual. Saved: x, gamma, three words a channel; with an
+    activation beta, or the mask; the residual where `side_of` says so; never running statistics."""
 
     @staticmethod
     def forward(
@@ -143,12 +66,22 @@ class _BatchNormFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         # in one tuple: autograd looks at every argument, at some cost
-        rest: tuple[BoundCall, Kept],
+        rest: tuple[Any, Kept],
     ) -> Tensor:
-        bound, ctx.kept = rest
-        y, saved = bound(x)
-        ctx.save_for_backward(x, weight, saved)
+        bound, kept = rest
+        ctx.kept = kept
+        y: Tensor
+        if residual is None:
+            y, saved = bound(x)
+            ctx.save_for_backward(
+                x, weight, None if kept[4][0] == "identity" else bias, saved, None
+            )
+        else:
+            y, saved, mask = bound(x, residual)
+            side = _saved_side(kept[4][0], residual, mask)
+            ctx.save_for_backward(x, weight, bias if mask is None else None, saved, side)
         return y
 
     @staticmethod
@@ -156,14 +89,11 @@ class _BatchNormFunction(torch.autograd.Function):
         return (*_gradients(ctx, dy), None)
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dgamma and dbeta, those that autograd asks for. `ctx.kept` is a `Kept`."""
-    x, weight, saved = ctx.saved_tensors
-    call, training, eps, bias_dtype = ctx.kept
-    needs = ctx.needs_input_grad[:3]
-    dx: Tensor | None
-    dgamma: Tensor | None
-    dbeta: Tensor | None
+def _gradients(ctx: Any, dy: Tensor) -> Gradients:
+    """dx, dgamma, dbeta and dresidual, those that autograd asks for. `ctx.kept` is a `Kept`."""
+    x, weight, bias, saved, side = ctx.saved_tensors
+    call, training, eps, bias_dtype, activation = ctx.kept
+    needs = ctx.needs_input_grad[:4]
     if (
         _is_grad_enabled()
         # batched, or with a tangent: no memory for a kernel to read
@@ -171,25 +101,51 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
         or _is_legacy_batched(dy)
         or _is_batched(dy)
     ):
-        dx, dgamma, dbeta = _differentiable_backward(dy, x, weight, saved, training, eps, needs)
-    elif through_dispatcher():
-        dx, dgamma, dbeta = _backward_op(dy, x, weight, saved, training, *needs)
-        dx, dgamma, dbeta = (
-            dx if needs[0] else None,
-            dgamma if needs[1] else None,
-            dbeta if needs[2] else None,
+        gradients = differentiable_backward(
+            dy, x, weight, bias, saved, side, training, eps, activation, needs
         )
     else:
-        if dy.is_neg():
+        if dy.is_neg() and not through_dispatcher():
             dy = dy.resolve_neg()
-        if call is not None and not (x.is_cuda and x.get_device() != torch.cuda.current_device()):
-            dx, dgamma, dbeta = call.backward(dy, x, weight, saved, needs)
+        here = not (x.is_cuda and x.get_device() != torch.cuda.current_device())
+        if call is not None and here and not through_dispatcher():
+            gradients = call.backward((dy, x, weight, bias, saved, side), needs)
         else:
-            x, weight = _positive(x), _positive(weight)
-            dx, dgamma, dbeta = _backward_on_device(dy, x, weight, saved, training, *needs)
+            gradients = _backward_by_arguments(
+                dy, x, weight, bias, saved, side, training, activation, needs
+            )
+    dx, dgamma, dbeta, dresidual = gradients
     if dbeta is not None and dbeta.dtype is not bias_dtype:
         dbeta = dbeta.to(bias_dtype)
-    return dx, dgamma, dbeta
+    return dx, dgamma, dbeta, dresidual
+
+
+def _backward_by_arguments(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    side: Tensor | None,
+    training: bool,
+    activation: tuple[str, float],
+    needs: tuple[bool, bool, bool, bool],
+) -> Gradients:
+    """The operator where somebody looks at operators, else the launchers."""
+    is_mask = side is not None and side.dtype is torch.uint8
+    sides = (None, side) if is_mask else (side, None)
+    if through_dispatcher():
+        results = backward_op(
+            dy, x, weight, saved, training, *needs[:3], *activation, bias, *sides, needs[3]
+        )
+        dx, dgamma, dbeta, dresidual = (
+            one if needed else None for one, needed in zip(results, needs, strict=True)
+        )
+        return dx, dgamma, dbeta, dresidual
+    x, weight, bias = _positive(x), _positive(weight), _positive(bias)
+    return backward_on_device(
+        dy, x, weight, saved, training, *needs[:3], *activation, bias, *sides, needs[3]
+    )
 
 
 class _OperatorFunction(torch.autograd.Function):
@@ -201,21 +157,25 @@ class _OperatorFunction(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         operator: Any,
         training: bool,
         eps: float,
+        # activation and parameter
+        activation: tuple[str, float],
         others: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            y, saved = operator(x, weight, bias, *others)
-        ctx.save_for_backward(x, weight, saved)
-        ctx.kept = (None, training, eps, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(saved)
-        return y, saved
+            y, saved, mask = operator(x, weight, bias, *others, *activation, residual, True)
+        side = _saved_side(activation[0], residual, mask)
+        ctx.save_for_backward(x, weight, bias if side is not mask else None, saved, side)
+        ctx.kept = (None, training, eps, None if bias is None else bias.dtype, activation)
+        ctx.mark_non_differentiable(saved, mask)
+        return y, saved, mask
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, dy), None, None, None, None)
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_gradients(ctx, dy), *(None,) * 5)
 
 
 def _recorded(
@@ -226,79 +186,45 @@ def _recorded(
     training: bool,
     eps: float,
     others: tuple[Any, ...],
-) -> tuple[Tensor, Tensor]:
-    """An operator at autograd's level."""
+    activation: str = "identity",
+    parameter: float = NO_PARAMETER,
+    residual: Tensor | None = None,
+    keeps_mask: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator at autograd's level; `others`: its arguments from the running mean to eps."""
+    following = (activation, parameter)
     if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias)
+        t is not None and t.requires_grad for t in (x, weight, bias, residual)
     ):
-        y, saved = _OperatorFunction.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, operator, training, eps, others
+        y, saved, mask = _OperatorFunction.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, residual, operator, training, eps, following, others
         )
     else:
         with torch._C._AutoDispatchBelowAutograd():
-            y, saved = operator(x, weight, bias, *others)
-    return y, saved
+            y, saved, mask = operator(x, weight, bias, *others, *following, residual, keeps_mask)
+    return y, saved, mask
 
 
 def _forward_recorded(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor]:
-    return _recorded(_forward_op, x, weight, bias, others[3], others[5], others)
+) -> tuple[Tensor, Tensor, Tensor]:
+    own, following = others[:6], others[6:]
+    return _recorded(forward_op, x, weight, bias, own[3], own[5], own, *following)
 
 
 def _eval_recorded(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor]:
-    return _recorded(_eval_op, x, weight, bias, False, others[2], others)
+) -> tuple[Tensor, Tensor, Tensor]:
+    own, following = others[:3], others[3:]
+    return _recorded(eval_op, x, weight, bias, False, own[2], own, *following)
 
 
-_library.impl("batch_norm_forward", _forward_recorded, "Autograd")  # type: ignore[no-untyped-call]
-_library.impl("batch_norm_eval", _eval_recorded, "Autograd")  # type: ignore[no-untyped-call]
+library.impl("batch_norm_forward", _forward_recorded, "Autograd")  # type: ignore[no-untyped-call]
+library.impl("batch_norm_eval", _eval_recorded, "Autograd")  # type: ignore[no-untyped-call]
 
 # without the search for dead functorch wrappers, 3 us a call: no transform is active where
 # `functional._route` lets a call through
 _apply_in_eager: Any = super(torch.autograd.Function, _BatchNormFunction).apply
-
-
-def _differentiable_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    saved: Tensor,
-    training: bool,
-    eps: float,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients by operations that autograd can differentiate again.
-
-    Training takes torch's own operator, whose derivative treats mean and inv_std as functions of
-    x; in eval they are constants and the formula is written out.
-    """
-    mean, inv_std = saved[0] + saved[1], saved[2]
-    gamma = None if weight is None else weight.to(saved.dtype)
-    if training:
-        if gamma is None and needs[2]:
-            # without gamma torch's second derivative forgets dbeta
-            gamma = torch.ones_like(inv_std)
-        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-            dy, x, gamma, None, None, mean, inv_std, True, eps, list(needs)
-        )
-    else:
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        others = [dim for dim in range(x.dim()) if dim != 1]
-        wide = dy.to(saved.dtype)
-        scale = inv_std if gamma is None else gamma * inv_std
-        xhat = (x.to(saved.dtype) - mean.reshape(shape)) * inv_std.reshape(shape)
-        dx = (wide * scale.reshape(shape)).to(x.dtype)
-        dgamma = (wide * xhat).sum(others)
-        dbeta = wide.sum(others)
-    if weight is not None and needs[1]:
-        dgamma = dgamma.to(weight.dtype)
-    return (
-        dx if needs[0] else None,
-        dgamma if needs[1] else None,
-        dbeta if needs[2] else None,
-    )
 
 
 def batch_norm(
@@ -311,25 +237,38 @@ def batch_norm(
     training: bool,
     momentum: float | None,
     eps: float,
+    activation: tuple[str, float] = IDENTITY,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Batch Normalization of checked arguments, recorded by autograd where a gradient is needed.
+    """`activation(bn(x) + residual)` of checked arguments, recorded by autograd where a gradient is
+    needed.
 
-    Args, Mutates: as `tritonbn_kernels.batch_norm_forward`.
+    Args, Mutates: as `tritonbn_kernels.fused_forward`.
     """
-    tensors = (x, weight, bias, running_mean, running_var, num_batches_tracked)
+    vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
     if through_dispatcher():
         y: Tensor
+        # autograd's level asks for the mask
+        following = (*activation, residual, False)
         if training:
-            y, _ = _forward_op(*tensors, training, momentum, eps)
+            y, _, _ = forward_op(x, *vectors, training, momentum, eps, *following)
         else:
-            y, _ = _eval_op(*tensors[:5], eps)
+            y, _, _ = eval_op(x, *vectors[:4], eps, *following)
         return y
     # kernels read memory as it is; where operators are seen the dispatcher does this
     x, weight, bias = _positive(x), _positive(weight), _positive(bias)
+    residual = _positive(residual)
     vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
-    call = _on_device(x, kernels.forward_call, x, *vectors, training, momentum, eps)
-    kept = (call, training, eps, None if bias is None else bias.dtype)
-    return run(partial(_called, call, vectors, momentum, eps), kept, x, weight, bias)
+    differentiable = _is_grad_enabled() and any(
+        one is not None and one.requires_grad for one in (x, weight, bias, residual)
+    )
+    call = on_device(
+        x, kernels.forward_call, x, *vectors, training, momentum, eps,
+        activation, residual, differentiable,
+    )  # fmt: skip
+    kept = (call, training, eps, None if bias is None else bias.dtype, activation)
+    bound = partial(_called, call, vectors, momentum, eps)
+    return run(bound, kept, x, weight, bias, residual)
 
 
 def _positive(tensor: _Tensor) -> _Tensor:
@@ -343,30 +282,40 @@ def _called(
     momentum: float | None,
     eps: float,
     x: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """A prepared call as `ForwardCall.bound` has it, for one time."""
-    return call(x, *vectors, momentum, eps)
+    residual: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """A prepared call as `ForwardCall.bound` has it, for one time; with a residual the mask too."""
+    results = call(x, *vectors, momentum, eps, residual)
+    return results[:2] if residual is None else results
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """`tritonbn_kernels.batch_statistics` with the device of `x` current."""
-    return _on_device(x, kernels.batch_statistics, _positive(x))
+    return on_device(x, kernels.batch_statistics, _positive(x))
 
 
 def run(
-    bound: BoundCall, kept: Kept, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    bound: Callable[..., Any],
+    kept: Kept,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """A prepared call in plain eager mode, recorded by autograd where a gradient is needed."""
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            return run(bound, kept, x, weight, bias)
+            return run(bound, kept, x, weight, bias, residual)
     y: Tensor
     if _is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
     ):
-        y = _apply_in_eager(x, weight, bias, (bound, kept))
-    else:
+        y = _apply_in_eager(x, weight, bias, residual, (bound, kept))
+    elif residual is None:
         y, _ = bound(x)
+    else:
+        y, _, _ = bound(x, residual)
     return y

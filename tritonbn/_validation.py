@@ -1,5 +1,5 @@
 """Which calls the kernels take. What they do not take is handed to torch, which raises its own
-error, or gives the result it gives for such input."""
+error, or gives the result it gives for such input. What torch does not know is checked here."""
 
 from __future__ import annotations
 
@@ -75,3 +75,50 @@ def accepts(
         ):
             return False
     return True
+
+
+def residual_for(x: Tensor, residual: object) -> Tensor:
+    """`residual` in the dtype of `x`, into which autograd converts it and its gradient back.
+
+    Args:
+        x: the input of a call, any shape.
+        residual: the shape and device of `x`, of any floating dtype, any strides.
+
+    Raises:
+        TypeError: no tensor, or not of a floating dtype.
+        ValueError: another shape or device.
+    """
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"expected residual as a tensor, got {type(residual).__name__}")
+    if not residual.dtype.is_floating_point:
+        raise TypeError(f"expected residual of a floating dtype, got {residual.dtype}")
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"expected residual of shape {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    if residual.device != x.device:
+        raise ValueError(f"expected residual on {x.device}, got {residual.device}")
+    return residual if residual.dtype is x.dtype else residual.to(x.dtype)
+
+
+def check_memory_efficient(memory_efficient: object, activation: tuple[str, float]) -> None:
+    """Raise unless the input of `activation` can be computed from its output where that is asked.
+
+    Args:
+        memory_efficient: whether backward is to keep the output in place of the input.
+        activation: name and parameter, as `activation_of` gives them.
+
+    Raises:
+        TypeError: `memory_efficient` is no bool.
+        ValueError: it is True and the activation is not invertible.
+    """
+    if not isinstance(memory_efficient, bool):
+        raise TypeError(f"expected memory_efficient as a bool, got {memory_efficient!r}")
+    name, parameter = activation
+    if memory_efficient and not (
+        name == "identity" or (name in ("leaky_relu", "elu") and parameter > 0.0)
+    ):
+        raise ValueError(
+            "expected memory_efficient=True with no activation, or with leaky_relu or elu of a"
+            f" positive parameter, which can be inverted; got {name} with {parameter}"
+        )

@@ -1,30 +1,19 @@
-"""The blocks of the BatchNorm guide, built with our layers.
+"""The blocks of the BatchNorm guide, built with our layers, which carry the activation.
 
 Convolutions in front of BatchNorm carry no bias (beta absorbs it), and dropout comes after the
 activation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from tritonbn_kernels.activation_names import activation_of
+
+from ._following import Activation, activation_layer
 from .modules import BatchNorm1d, BatchNorm2d
 
 __all__ = ["ConvBNAct", "SimpleCNN"]
-
-_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "hardswish": nn.Hardswish,
-    "identity": nn.Identity,
-    "leaky_relu": nn.LeakyReLU,
-    # BatchNorm's backward needs its input and not its output, which may be overwritten
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": nn.ReLU6,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 
 
 class ConvBNAct(nn.Module):
@@ -38,12 +27,13 @@ class ConvBNAct(nn.Module):
         kernel_size: side of the square kernel.
         stride: step of the convolution.
         padding: zeros added on each side; half of `kernel_size` if None.
-        activation: one of elu, gelu, hardswish, identity, leaky_relu, relu, relu6, sigmoid, silu,
-            tanh, with torch's default parameters.
+        activation: a name or a pair of name and parameter, as `batch_norm` takes it.
         dropout: probability of a zeroed element after the activation; 0 adds no layer.
+        fused: the BatchNorm layer applies the activation, else a layer of torch's behind it;
+            parameters and state_dict are the same.
 
     Raises:
-        ValueError: `activation` is not one of these, or `dropout` is no probability.
+        TypeError, ValueError: there is no such activation, or `dropout` is no probability.
     """
 
     def __init__(
@@ -54,25 +44,27 @@ class ConvBNAct(nn.Module):
         kernel_size: int = 3,
         stride: int = 1,
         padding: int | None = None,
-        activation: str = "relu",
+        activation: Activation = "relu",
         dropout: float = 0.0,
+        fused: bool = True,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            names = ", ".join(sorted(_ACTIVATIONS))
-            raise ValueError(f"expected activation to be one of {names}, got {activation!r}")
+        following = activation_of(activation)
         if padding is None:
             padding = kernel_size // 2
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False
         )
-        self.norm = BatchNorm2d(out_channels)
-        self.activation = _ACTIVATIONS[activation]()
+        self.norm = BatchNorm2d(out_channels, activation=activation if fused else None)
+        self.activation = None if fused else activation_layer(following)
         self.dropout = nn.Dropout(dropout) if dropout != 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return dropout(activation(norm(conv(x)))): `(N, out_channels, H', W')`."""
-        y: Tensor = self.dropout(self.activation(self.norm(self.conv(x))))
+        y: Tensor = self.norm(self.conv(x))
+        if self.activation is not None:
+            y = self.activation(y)
+        y = self.dropout(y)
         return y
 
 
@@ -88,6 +80,8 @@ class SimpleCNN(nn.Module):
         num_classes: number of logits.
         widths: output channels of each convolution; each but the last halves height and width.
         hidden: features between the two Linear layers.
+        fused: the BatchNorm layers apply the ReLUs, else layers of torch's behind them; parameters
+            and state_dict are the same.
 
     Raises:
         ValueError: `widths` is empty.
@@ -100,6 +94,7 @@ class SimpleCNN(nn.Module):
         *,
         widths: Sequence[int] = (64, 128, 256),
         hidden: int = 128,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if not widths:
@@ -108,14 +103,15 @@ class SimpleCNN(nn.Module):
         for index, width in enumerate(widths):
             if index:
                 layers.append(nn.MaxPool2d(2))
-            layers.append(ConvBNAct(in_channels, width))
+            layers.append(ConvBNAct(in_channels, width, fused=fused))
             in_channels = width
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(in_channels, hidden),
-            BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
+            BatchNorm1d(hidden, activation="relu" if fused else None),
+            # in either case the last layer has the same number, and with it the same state_dict
+            nn.Identity() if fused else nn.ReLU(inplace=True),
             nn.Linear(hidden, num_classes),
         )
 

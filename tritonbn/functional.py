@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
+from tritonbn_kernels.activation_names import activation_of
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
 from . import _layer_calls, _operators
-from ._validation import accepts
+from ._following import IDENTITY, Activation, followed
+from ._validation import accepts, residual_for
 
 __all__ = ["Statistics", "backend", "batch_norm", "statistics"]
 
@@ -29,7 +32,7 @@ class Statistics(NamedTuple):
     count: int  # type: ignore[assignment]
 
 
-def _route(x: Tensor) -> str:
+def _route(x: Tensor, residual: Tensor | None = None) -> str:
     """What runs for `x` now: "triton", "interpreter" or "torch". Cheap: called per forward."""
     # the class first: a subclass may override even the look at its dtype
     kind = type(x)
@@ -52,6 +55,13 @@ def _route(x: Tensor) -> str:
         or torch._C._get_tracing_state() is not None
     ):
         return "torch"
+    if residual is not None:
+        kind = type(residual)
+        if kind is not Tensor and kind is not torch.nn.Parameter:
+            if not torch.compiler.is_compiling():
+                return "torch"
+        if residual.layout is not torch.strided:
+            return "torch"
     return engine
 
 
@@ -85,8 +95,14 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` on Triton kernels: the same arguments, results and errors.
+    """`activation(F.batch_norm(input, ...) + residual)` on Triton kernels.
+
+    Without the last two it is `torch.nn.functional.batch_norm`: the same arguments, results and
+    errors. TorchScript compiles it as that function, which does not know the last two.
 
     Args:
         input: `(N, C, *S)`, fp16, bf16, fp32 or fp64, any layout.
@@ -96,25 +112,75 @@ def batch_norm(
         training: normalise with the batch's statistics, else with the running ones.
         momentum: weight of this batch in the running statistics.
         eps: added to the variance.
+        residual: added before the activation; the shape and device of `input`, any strides. Of
+            another floating dtype it is converted to that of `input`; its gradient is in its own.
+        activation: relu, relu6, leaky_relu, elu, hardswish, sigmoid, silu, tanh, gelu, gelu_tanh or
+            identity, or a pair of such a name and what torch calls negative_slope (leaky_relu),
+            alpha (elu) or approximate (gelu).
 
     Returns:
         The shape and dtype of `input`, and its memory format.
 
     Raises:
-        What the installed torch raises, in its order and words.
+        TypeError: `residual` is no tensor of a floating dtype, or `activation` is neither a name
+            nor a pair.
+        ValueError: `residual` has another shape or device, or there is no such activation.
+        Of the other arguments what the installed torch raises, in its order and words.
 
     Mutates: in training `running_mean` and `running_var` (with the unbiased variance).
 
-    Saved for backward: `input`, `weight` and 12 bytes a channel (24 for fp64).
+    Saved for backward: `input`, `weight` and 12 bytes a channel (24 for fp64); with an activation
+        `bias` too; with an activation and a residual also one byte for 16 bytes of `input` (for one
+        element where rows are no multiple of 16 bytes) if it is relu, relu6 or leaky_relu, else
+        `residual`. Never the sum before the activation.
     """
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    else:
-        if _route(input) == "torch" or momentum is None:
-            return F.batch_norm(
-                input, running_mean, running_var, weight, bias, training, momentum, eps
-            )
-        return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+    following = IDENTITY if activation is None else activation_of(activation)
+    if residual is not None or activation is not None:
+        for one in (input, residual):
+            # a graph of torch.fx keeps the call whole
+            if isinstance(one, Proxy):
+                fused = {"residual": residual, "activation": activation}
+                call: Any = one.tracer.create_proxy("call_function", batch_norm, arguments, fused)
+                return cast("Tensor", call)
+    if residual is not None:
+        residual = residual_for(input, residual)
+    if _route(input, residual) == "torch" or momentum is None:
+        return _by_torch(*arguments, activation=following, residual=residual)
+    return _batch_norm(*arguments, activation=following, residual=residual)
+
+
+def _scripted() -> object:
+    """What TorchScript compiles for `batch_norm`: it takes no keyword-only arguments."""
+    return F.batch_norm
+
+
+batch_norm.__prepare_scriptable__ = _scripted  # type: ignore[attr-defined]
+
+
+def _by_torch(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    num_batches_tracked: Tensor | None = None,
+    activation: tuple[str, float] = IDENTITY,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`_batch_norm` composed of torch's functions."""
+    if num_batches_tracked is not None:
+        # a layer counts the batch before it finds fault with it
+        num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(num_batches_tracked)
+    # None without a count is an error of the caller, which torch has words for
+    share: float = momentum  # type: ignore[assignment]
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, share, eps)
+    return followed(y, activation, residual)
 
 
 def _batch_norm(
@@ -127,12 +193,15 @@ def _batch_norm(
     momentum: float | None,
     eps: float,
     num_batches_tracked: Tensor | None = None,
+    activation: tuple[str, float] = IDENTITY,
+    residual: Tensor | None = None,
     layer: nn.Module | None = None,
 ) -> Tensor:
     """`batch_norm` of an input that `_route` gave to the kernels; counts the batch as well.
 
-    momentum None takes the cumulative average, which needs `num_batches_tracked`. The call is kept
-    for `layer`, if one is given.
+    momentum None takes the cumulative average, which needs `num_batches_tracked`. `activation` and
+    `residual` are as `activation_of` and `residual_for` give them. The call is kept for `layer`, if
+    one is given.
     """
     if not accepts(
         input,
@@ -145,20 +214,18 @@ def _batch_norm(
         eps,
         num_batches_tracked,
     ):
-        if num_batches_tracked is not None:
-            # a layer counts the batch before it finds fault with it
-            num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(num_batches_tracked)
-        return F.batch_norm(
+        return _by_torch(
             input,
             running_mean,
             running_var,
             weight,
             bias,
             training,
-            0.0 if momentum is None else momentum,
+            momentum,
             eps,
+            num_batches_tracked,
+            activation,
+            residual,
         )
     # the kernels want dense vectors; asked first, for contiguous() costs a trip through autograd
     if weight is not None and not weight.is_contiguous():
@@ -175,12 +242,10 @@ def _batch_norm(
     eps = float(eps)
     if momentum is not None:
         momentum = float(momentum)
-    y = _operators.batch_norm(
-        input, weight, bias, mean, var, num_batches_tracked, training, momentum, eps
-    )
-    if layer is not None and not _operators.through_dispatcher():
-        taken = (weight, bias, mean, var, num_batches_tracked)
-        _layer_calls.keep(layer, input, taken, training, momentum, eps)
+    taken = (weight, bias, mean, var, num_batches_tracked)
+    y = _operators.batch_norm(input, *taken, training, momentum, eps, activation, residual)
+    if layer is not None and residual is None and not _operators.through_dispatcher():
+        _layer_calls.keep(layer, input, taken, training, momentum, eps, activation)
     if mean is running_mean and var is running_var:
         return y
     if training and mean is not None and var is not None:

@@ -6,12 +6,13 @@ which device runs what is decided a floor above.
 
 from tritonbn_kernels.ahead import CompileAhead
 from tritonbn_kernels.at_once import BoundCall
-from tritonbn_kernels.backward import batch_norm_backward
+from tritonbn_kernels.backward import batch_norm_backward, fused_backward
 from tritonbn_kernels.forward import (
     ForwardCall,
     batch_norm_forward,
     batch_statistics,
     forward_call,
+    fused_forward,
 )
 from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, record_launches
 from tritonbn_kernels.plan import clear_plan_caches, environment_pins, pinned_plan, plan_cache
@@ -27,6 +28,8 @@ __all__ = [
     "clear_cache",
     "fallbacks",
     "forward_call",
+    "fused_backward",
+    "fused_forward",
     "pinned_plan",
     "plan_cache",
     "record_launches",

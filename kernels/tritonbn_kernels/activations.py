@@ -1,6 +1,6 @@
 """Activations behind the normalisation, and their derivatives, as device functions.
 
-`activate` and `activation_gradient` take fp32 or fp64 and round to nothing narrower. Their choices
+`activate` and `gradient_through` take fp32 or fp64 and round to nothing narrower. Their choices
 are constants, so only the chosen formula is compiled. Values at the kinks are torch's. A NaN stays
 one; the derivatives that are constant by parts take the branch of torch's scalar and CUDA code
 there (1 or the slope; torch's vectorised CPU code differs from it). At the infinities 0 * inf
@@ -193,13 +193,16 @@ def expm1_below_zero(z):
 
 
 @triton.jit
-def _relu(z):
-    return tl.where(z <= 0.0, 0.0, z)
+def _log1p_below_zero(x):
+    """log(1 + x) for -1 < x <= 0: what 1 + x loses is put back by its share (Goldberg 1991)."""
+    u = 1.0 + x
+    lost = x - (u - 1.0)
+    return tl.log(u) + lost / u
 
 
 @triton.jit
-def _relu_gradient(z):
-    return tl.where(z <= 0.0, 0.0, 1.0).to(z.dtype)
+def _relu(z):
+    return tl.where(z <= 0.0, 0.0, z)
 
 
 @triton.jit
@@ -208,18 +211,34 @@ def _relu6(z):
 
 
 @triton.jit
-def _relu6_gradient(z):
-    return tl.where((z <= 0.0) | (z >= 6.0), 0.0, 1.0).to(z.dtype)
-
-
-@triton.jit
 def _leaky_relu(z, SLOPE: tl.constexpr):
     return tl.where(z > 0.0, z, z * SLOPE)
 
 
 @triton.jit
-def _leaky_relu_gradient(z, SLOPE: tl.constexpr):
-    return tl.where(z > 0.0, 1.0, tl.full(z.shape, SLOPE, z.dtype))
+def passes(z, ACTIVATION: tl.constexpr):
+    """Where relu, relu6 or leaky_relu hand z on as it is: one bit tells their derivative."""
+    if ACTIVATION == "relu":
+        there = (z <= 0.0) == 0
+    elif ACTIVATION == "relu6":
+        there = ((z <= 0.0) | (z >= 6.0)) == 0
+    else:
+        tl.static_assert(ACTIVATION == "leaky_relu", "expected an activation of two slopes")
+        there = z > 0.0
+    return there
+
+
+@triton.jit
+def passed_gradient(dy, there, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
+    """dy * act'(z) for relu, relu6 and leaky_relu, where `there` is what `passes` said of z.
+
+    Chosen, not multiplied: where relu is off an infinite dy gives 0, as in torch.
+    """
+    if ACTIVATION == "leaky_relu":
+        dz = tl.where(there, dy, dy * PARAMETER)
+    else:
+        dz = tl.where(there, dy, 0.0)
+    return dz
 
 
 @triton.jit
@@ -323,29 +342,39 @@ def activate(z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
 
 
 @triton.jit
-def activation_gradient(z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
-    """act'(z), elementwise over any shape, from the same z that `activate` took."""
-    if ACTIVATION == "relu":
-        slope = _relu_gradient(z)
-    elif ACTIVATION == "relu6":
-        slope = _relu6_gradient(z)
-    elif ACTIVATION == "leaky_relu":
-        slope = _leaky_relu_gradient(z, PARAMETER)
+def gradient_through(dy, z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
+    """dy * act'(z), elementwise over any shape, from the same z that `activate` took."""
+    if ACTIVATION == "relu" or ACTIVATION == "relu6" or ACTIVATION == "leaky_relu":
+        dz = passed_gradient(dy, passes(z, ACTIVATION), ACTIVATION, PARAMETER)
     elif ACTIVATION == "elu":
-        slope = _elu_gradient(z, PARAMETER)
+        dz = dy * _elu_gradient(z, PARAMETER)
     elif ACTIVATION == "hardswish":
-        slope = _hardswish_gradient(z)
+        dz = dy * _hardswish_gradient(z)
     elif ACTIVATION == "sigmoid":
-        slope = _sigmoid_gradient(z)
+        dz = dy * _sigmoid_gradient(z)
     elif ACTIVATION == "silu":
-        slope = _silu_gradient(z)
+        dz = dy * _silu_gradient(z)
     elif ACTIVATION == "tanh":
-        slope = _tanh_gradient(z)
+        dz = dy * _tanh_gradient(z)
     elif ACTIVATION == "gelu":
-        slope = _gelu_gradient(z)
+        dz = dy * _gelu_gradient(z)
     elif ACTIVATION == "gelu_tanh":
-        slope = _gelu_tanh_gradient(z)
+        dz = dy * _gelu_tanh_gradient(z)
     else:
         tl.static_assert(ACTIVATION == "identity", "expected an activation of the table")
-        slope = tl.full(z.shape, 1.0, z.dtype)
-    return slope
+        dz = dy
+    return dz
+
+
+@triton.jit
+def restored(y, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
+    """z with act(z) = y, for the activations that lose nothing: identity, leaky_relu of a positive
+    slope, and elu, whose tail ends where y is -alpha to the last bit."""
+    if ACTIVATION == "leaky_relu":
+        z = tl.where(y > 0.0, y, y * (1.0 / PARAMETER))
+    elif ACTIVATION == "elu":
+        z = tl.where(y > 0.0, y, _log1p_below_zero(y * (1.0 / PARAMETER)))
+    else:
+        tl.static_assert(ACTIVATION == "identity", "expected an activation that can be undone")
+        z = y
+    return z

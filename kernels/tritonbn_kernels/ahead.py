@@ -19,6 +19,7 @@ from triton import knobs
 
 from tritonbn_kernels.backward import BackwardCall
 from tritonbn_kernels.forward import ForwardCall
+from tritonbn_kernels.fused import IDENTITY, Fused, mask_run, side_of
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.launch import compile_only, device_index, interpreted
 from tritonbn_kernels.normalize import normalize_kernel
@@ -45,11 +46,17 @@ def _compile_forward(
     training: bool,
     momentum: float | None,
     eps: float,
+    activation: tuple[str, float] = IDENTITY,
+    residual: torch.Tensor | None = None,
+    keeps_mask: bool = False,
 ) -> list[Any]:
     tensors = (x, weight, bias, running_mean, running_var, num_batches_tracked)
     cumulative = training and momentum is None and running_mean is not None
+    fused = Fused(*activation, side_of(activation[0], residual is not None))
+    masks = keeps_mask and fused.side == "mask"
     with compile_only() as kernels:
-        ForwardCall(x, training, cumulative, momentum, eps)(*tensors, momentum, eps)
+        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, masks)
+        call(*tensors, momentum, eps, residual)
     return kernels
 
 
@@ -58,12 +65,19 @@ def _compile_backward(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     training: bool,
-    needs: tuple[bool, bool, bool],
+    needs: tuple[bool, ...],
+    activation: tuple[str, float] = IDENTITY,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> list[Any]:
     saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
+    fused = Fused(*activation, side_of(activation[0], residual is not None))
+    side = residual if fused.side == "residual" else None
+    if fused.side == "mask":
+        side = x.new_empty(x.numel() // mask_run(x), dtype=torch.uint8)
     with compile_only() as kernels:
-        call = BackwardCall(dy, x, training, needs)
-        call(dy, x, weight, saved, *needs)
+        call = BackwardCall(dy, x, training, needs, fused, side)
+        call((dy, x, weight, bias, saved, side))
     return kernels
 
 
@@ -136,11 +150,12 @@ class CompileAhead:
         return len(self._workers.futures)
 
     def forward(self, x: torch.Tensor, *arguments: Any) -> None:
-        """Compile what `batch_norm_forward(x, *arguments)` would launch; nothing is written."""
+        """Compile what `fused_forward(x, *arguments)` would launch; nothing is written."""
         self._add(x, _compile_forward, x, *arguments)
 
     def backward(self, dy: torch.Tensor, x: torch.Tensor, *arguments: Any) -> None:
-        """Compile what `backward_call(dy, x, *arguments)` would launch."""
+        """Compile what a backward pass would launch; `arguments`: weight, training, needs as
+        `backward_call` takes them, then activation, bias and residual of the forward pass."""
         self._add(x, _compile_backward, dy, x, *arguments)
 
     def _add(self, x: torch.Tensor, make: Callable[..., list[Any]], *arguments: Any) -> None:

@@ -11,9 +11,9 @@ from tritonbn_kernels.launch import Ready
 
 # y and saved from x
 BoundCall = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-# dx, dgamma and dbeta from dy, x, weight and saved; None for tensors that are not aligned
+# dx, dgamma and dbeta from dy, x, weight, bias and saved; None for tensors that are not aligned
 BackwardAtOnce = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor],
     tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
 ]
 
@@ -53,20 +53,29 @@ def forward_at_once(
 
 def backward_at_once(ready: Ready) -> BackwardAtOnce:
     """A backward pass of one launch, for x and dy that are read in place; `ready`: the launch after
-    dy, x, weight, saved, dx, dgamma and dbeta."""
+    dy, x, weight, bias, saved, dx, dgamma and dbeta."""
     start, rest = ready
     empty_like = torch.empty_like
 
     def call(
-        dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, saved: torch.Tensor
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        saved: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         dx, dgamma, dbeta = empty_like(x), empty_like(weight), empty_like(weight)
         dy_at, x_at, gamma_at = dy.data_ptr(), x.data_ptr(), weight.data_ptr()
         saved_at, dx_at = saved.data_ptr(), dx.data_ptr()
         dgamma_at, dbeta_at = dgamma.data_ptr(), dbeta.data_ptr()
-        if (dy_at | x_at | gamma_at | saved_at | dx_at | dgamma_at | dbeta_at) & 15:
+        bits = dy_at | x_at | gamma_at | saved_at | dx_at | dgamma_at | dbeta_at
+        beta_at = None
+        if bias is not None:
+            beta_at = bias.data_ptr()
+            bits |= beta_at
+        if bits & 15:
             return None
-        start((dy_at, x_at, gamma_at, saved_at, dx_at, dgamma_at, dbeta_at, *rest))
+        start((dy_at, x_at, gamma_at, beta_at, saved_at, dx_at, dgamma_at, dbeta_at, *rest))
         return dx, dgamma, dbeta
 
     return call

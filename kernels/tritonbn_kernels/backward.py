@@ -5,21 +5,15 @@ from __future__ import annotations
 import torch
 
 from tritonbn_kernels.at_once import BackwardAtOnce, backward_at_once
+from tritonbn_kernels.fused import IDENTITY, UNFUSED, Fused, laid_out_as_output, run_of, side_of
 from tritonbn_kernels.geometry import (
     Geometry,
-    accumulation_dtype,
     like_grouped,
     output_view,
     readable,
 )
-from tritonbn_kernels.gradients import gradients_kernel, input_gradient_kernel
 from tritonbn_kernels.launch import (
-    Launch,
     LaunchRefusedError,
-    Ready,
-    arrival_counters,
-    device_index,
-    device_profile,
     note_fallback,
 )
 from tritonbn_kernels.layout import channel_view
@@ -27,15 +21,24 @@ from tritonbn_kernels.one_read import ResidentBackwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
     plan_generation,
-    plan_pointwise,
-    plan_reduction,
     remember,
 )
-
-# splits that the last program of a channel block adds at a time
-MERGE_BLOCK = 16
+from tritonbn_kernels.two_read import InputGradientStep, SumsStep
 
 _calls = plan_cache()
+# dy, x, weight, bias, saved, mask or residual
+Tensors = tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor | None,
+    torch.Tensor | None,
+    torch.Tensor,
+    torch.Tensor | None,
+]
+# dx, dgamma, dbeta, dresidual
+Gradients = tuple[
+    torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None
+]
 
 
 def batch_norm_backward(
@@ -60,8 +63,47 @@ def batch_norm_backward(
         dx: shape, dtype and strides of the forward pass's `y`, or None.
         dgamma, dbeta: `(C,)` in the dtype of `weight`, else of `saved`, or None.
     """
-    needs = (need_dx, need_dgamma, need_dbeta)
-    return backward_call(dy, x, weight, training, needs)(dy, x, weight, saved, *needs)
+    needs = (need_dx, need_dgamma, need_dbeta, False)
+    tensors = (dy, x, weight, None, saved, None)
+    return backward_call(dy, x, weight, training, needs)(tensors)[:3]
+
+
+def fused_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    saved: torch.Tensor,
+    training: bool,
+    need_dx: bool,
+    need_dgamma: bool,
+    need_dbeta: bool,
+    activation: tuple[str, float] = IDENTITY,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    need_dresidual: bool = False,
+) -> Gradients:
+    """Gradients of `fused_forward`, those that are asked for.
+
+    Args:
+        dy, x, weight, saved, training: as `batch_norm_backward`.
+        activation, bias, residual: as given to the forward pass; bias and residual are looked at
+            where the derivative is computed anew.
+        mask: as the forward pass returned it; replaces bias and residual.
+
+    Returns:
+        dx, dgamma, dbeta: as `batch_norm_backward`.
+        dresidual: shape and dtype of `x`, strides of `y` (of `dy` for the identity, whose gradient
+            it is), or None.
+    """
+    side = side_of(activation[0], need_dresidual or residual is not None or mask is not None)
+    fused = Fused(*activation, side)
+    second = {"mask": mask, "residual": residual, "": None}[side]
+    if side and second is None:
+        raise ValueError(f"expected the {side} of the forward pass, got None")
+    needs = (need_dx, need_dgamma, need_dbeta, need_dresidual)
+    tensors = (dy, x, weight, bias, saved, second)
+    return backward_call(dy, x, weight, training, needs, fused, bias, second)(tensors)
 
 
 def backward_call(
@@ -69,11 +111,15 @@ def backward_call(
     x: torch.Tensor,
     weight: torch.Tensor | None,
     training: bool,
-    needs: tuple[bool, bool, bool],
+    needs: tuple[bool, ...],
+    fused: Fused = UNFUSED,
+    bias: torch.Tensor | None = None,
+    side: torch.Tensor | None = None,
 ) -> BackwardCall:
     """The prepared call for arguments of this kind, which may be kept and called again.
 
-    Args: as `batch_norm_backward`, with need_dx, need_dgamma and need_dbeta in `needs`.
+    Args: as `fused_backward`, with need_dx, need_dgamma, need_dbeta and need_dresidual in `needs`,
+        the last of which may be left out, and mask or residual as `side`.
     """
     key = (
         x.shape,
@@ -85,10 +131,13 @@ def backward_call(
         None if weight is None else weight.dtype,
         training,
         needs,
+        fused,
+        None if bias is None else bias.dtype,
+        None if side is None else (side.shape, side.stride(), side.data_ptr() & 15 == 0),
     )
     call: BackwardCall | None = _calls.get(key)
     if call is None:
-        call = BackwardCall(dy, x, training, needs)
+        call = BackwardCall(dy, x, training, needs, fused, side)
         remember(_calls, key, call)
     return call
 
@@ -99,7 +148,10 @@ class BackwardCall:
     __slots__ = (
         "_copies_dy",
         "_copies_x",
+        "_fused",
+        "_mask_run",
         "_needs",
+        "_side_aligned",
         "_steps",
         "_training",
         "_view",
@@ -110,10 +162,19 @@ class BackwardCall:
         dy: torch.Tensor,
         x: torch.Tensor,
         training: bool,
-        needs: tuple[bool, bool, bool],
+        needs: tuple[bool, ...],
+        fused: Fused = UNFUSED,
+        side: torch.Tensor | None = None,
     ) -> None:
         self._training = training
-        self._needs = needs
+        self._needs = (*needs, False)[:4]
+        self._fused = fused
+        self._mask_run = 0
+        if fused.side == "mask":
+            assert side is not None
+            runs = side.numel() < x.numel()
+            self._mask_run = run_of(x.element_size()) if runs else 1
+        self._side_aligned = side is None or side.data_ptr() & 15 == 0
         dense, self._view = readable(x)
         self._copies_x = dense is not x
         grouped = like_grouped(dy, dense, self._view)
@@ -127,89 +188,98 @@ class BackwardCall:
         geometry = Geometry(
             (dy_view, self._view, output_view(x)),
             x.element_size(),
-            (x.data_ptr() | dy.data_ptr()) & 15 == 0,
+            (x.data_ptr() | dy.data_ptr()) & 15 == 0 and self._side_aligned,
         )
-        need_dx, *need_parameters = self._needs
+        need_dx, *need_others = self._needs
+        if self._fused.activation == "identity":
+            # the residual's gradient is dy itself
+            need_others.pop()
+        flags = {**self._fused.constants, "RUN": self._mask_run}
         sums: SumsStep | ResidentBackwardStep | None = None
-        arguments = ResidentBackwardStep.arguments_for(x, geometry) if one_read else None
+        arguments = None
+        if one_read:
+            arguments = ResidentBackwardStep.arguments_for(x, geometry, self._mask_run)
         if arguments is not None:
-            sums = ResidentBackwardStep(x, geometry, arguments)
-        elif any(need_parameters) or (self._training and need_dx):
-            sums = SumsStep(x, geometry, self._training)
+            sums = ResidentBackwardStep(x, geometry, arguments, self._fused)
+        elif any(need_others) or (self._training and need_dx):
+            sums = SumsStep(x, geometry, self._training, flags)
         # in eval dx waits for no sum; in training it can follow where one program owns a channel
         fused = sums is not None and (not self._training or sums.plan.fused)
         input_gradient = None
         if need_dx and not fused:
-            input_gradient = InputGradientStep(x, geometry, self._training)
+            input_gradient = InputGradientStep(x, geometry, self._training, flags)
         keeps_sums = self._training and need_dx and not fused
         # at once: another thread may be calling
         self._steps = (sums, fused and need_dx, keeps_sums, input_gradient)
 
-    def __call__(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        need_dx: bool,
-        need_dgamma: bool,
-        need_dbeta: bool,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """`batch_norm_backward` of arguments of this kind."""
+    def __call__(self, tensors: Tensors) -> Gradients:
+        """`fused_backward` of arguments of this kind: dy, x, weight, bias, saved, and the mask or
+        the residual."""
+        dy, x, weight, bias, saved, side = tensors
+        need_dx, need_dgamma, need_dbeta, need_dresidual = self._needs
+        given_dy = dy
         if self._copies_x:
             x = readable(x)[0]
         if self._copies_dy:
             dy = like_grouped(dy, x, self._view)
+        if side is not None and self._fused.side == "residual":
+            side = laid_out_as_output(side, x)
         dx = torch.empty_like(x) if need_dx else None
         # like a row of saved where there is no weight; both are (C,)
         vector = saved[0] if weight is None else weight
         dgamma = torch.empty_like(vector) if need_dgamma else None
         dbeta = torch.empty_like(vector) if need_dbeta else None
+        dresidual = None
+        if need_dresidual and self._fused.activation != "identity":
+            dresidual = torch.empty_like(x)
+        if not self._fused.needs_bias:
+            bias = None
+        given = (dy, x, weight, bias, saved, dx, dgamma, dbeta, side, dresidual)
         try:
-            self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
+            self._launch(given)
         except LaunchRefusedError as error:
             refused = self._steps[0]
             assert refused is not None
             self._plan(dy, x, one_read=False)
             note_fallback(refused.plan, error)
-            self._launch(dy, x, weight, saved, dx, dgamma, dbeta)
-        return dx, dgamma, dbeta
+            self._launch(given)
+        if need_dresidual and dresidual is None:
+            dresidual = given_dy
+        return dx, dgamma, dbeta, dresidual
 
     def at_once(self) -> BackwardAtOnce | None:
         """This call with nothing left to decide; None where it is more than one launch that makes
         all gradients of a layer with a weight."""
         make_sums, sums_write_dx, keeps_sums, input_gradient = self._steps
         single = sums_write_dx and input_gradient is None and not keeps_sums
-        if not (single and make_sums and all(self._needs)) or self._copies_x or self._copies_dy:
+        copies = self._copies_x or self._copies_dy
+        plain = self._needs == (True, True, True, False) and not self._fused.side
+        if not (single and make_sums and plain) or copies:
             return None
         ready = make_sums.ready()
         return None if ready is None else backward_at_once(ready)
 
-    def _launch(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        dx: torch.Tensor | None,
-        dgamma: torch.Tensor | None,
-        dbeta: torch.Tensor | None,
-    ) -> None:
+    def _launch(self, tensors: tuple[torch.Tensor | None, ...]) -> None:
+        """Launch with dy, x, weight, bias, saved, dx, dgamma, dbeta, side and dresidual."""
         make_sums, sums_write_dx, keeps_sums, input_gradient = self._steps
+        dy, x, weight, bias, saved, dx, *parameters, side, dresidual = tensors
+        assert saved is not None
         sums = saved.new_empty((2, self._view.n_channels)) if keeps_sums else None
         if make_sums is not None:
             written = dx if sums_write_dx else None
-            make_sums(dy, x, weight, saved, written, dgamma, dbeta, sums)
+            given = (dy, x, weight, bias, saved, written, *parameters, side, dresidual)
+            make_sums(given, sums)
         if input_gradient is not None:
-            input_gradient(dy, x, weight, saved, sums, dx)
+            input_gradient((dy, x, weight, bias, saved, side, sums, dx))
 
 
 class BackwardCalls:
     """The backward passes of one kind of forward call, kept by their own kind."""
 
-    __slots__ = ("_calls", "_dtypes", "_generation", "_last", "_training")
+    __slots__ = ("_calls", "_dtypes", "_fused", "_generation", "_last", "_training")
 
-    def __init__(self, dtype: torch.dtype, training: bool) -> None:
+    def __init__(self, dtype: torch.dtype, training: bool, fused: Fused = UNFUSED) -> None:
+        self._fused = fused
         wide = torch.float64 if dtype is torch.float64 else torch.float32
         # of x and saved
         self._dtypes = (dtype, wide)
@@ -219,140 +289,52 @@ class BackwardCalls:
         # the last kind that was made at once, and how
         self._last: tuple[tuple[object, ...], BackwardAtOnce | None] = ((), None)
 
-    def call(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        needs: tuple[bool, bool, bool],
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """`batch_norm_backward` with these `needs`.
+    def call(self, tensors: Tensors, needs: tuple[bool, bool, bool, bool]) -> Gradients:
+        """`fused_backward` of `tensors` with these `needs`.
 
         Raises:
             TypeError: x or saved came back in another dtype than the forward pass saved.
         """
-        if weight is None:
-            return self._by_steps(dy, x, weight, saved, needs, None)
+        dy, x, weight, bias, saved, side = tensors
+        if weight is None or side is not None:
+            return self._by_steps(tensors, needs, None)
         # hooks on saved tensors may have made them anew since the forward pass
-        dtypes = (x.dtype, saved.dtype, weight.dtype)
+        dtypes = (x.dtype, saved.dtype, weight.dtype, None if bias is None else bias.dtype)
         kind = (x.stride(), dy.stride(), dtypes, needs, plan_generation[0])
         known, at_once = self._last
         if at_once is not None and kind == known:
-            gradients = at_once(dy, x, weight, saved)
+            gradients = at_once(dy, x, weight, bias, saved)
             if gradients is not None:
-                return gradients
-        return self._by_steps(dy, x, weight, saved, needs, kind)
+                return (*gradients, None)
+        return self._by_steps(tensors, needs, kind)
 
     def _by_steps(
         self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        needs: tuple[bool, bool, bool],
+        tensors: Tensors,
+        needs: tuple[bool, bool, bool, bool],
         kind: tuple[object, ...] | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> Gradients:
         """`call`; the next one of this `kind`, if given, is made at once where that is possible."""
+        dy, x, weight, bias, saved, side = tensors
         if (x.dtype, saved.dtype) != self._dtypes:
             raise TypeError(f"expected saved dtypes {self._dtypes}, got {(x.dtype, saved.dtype)}")
         if self._generation != plan_generation[0]:
             self._calls.clear()
             self._generation = plan_generation[0]
         aligned = (x.data_ptr() | dy.data_ptr()) & 15 == 0
-        key = (x.stride(), dy.stride(), aligned, None if weight is None else weight.dtype, needs)
+        key = (
+            x.stride(),
+            dy.stride(),
+            aligned,
+            needs,
+            *(None if one is None else one.dtype for one in (weight, bias)),
+            None if side is None else (side.shape, side.stride(), side.data_ptr() & 15 == 0),
+        )
         call = self._calls.get(key)
         if call is None:
-            call = backward_call(dy, x, weight, self._training, needs)
+            call = backward_call(dy, x, weight, self._training, needs, self._fused, bias, side)
             remember(self._calls, key, call)
-        gradients = call(dy, x, weight, saved, *needs)
+        gradients = call(tensors)
         if kind is not None and aligned and kind != self._last[0]:
             self._last = (kind, call.at_once())
         return gradients
-
-
-class SumsStep:
-    """One planned launch of the gradients kernel."""
-
-    __slots__ = ("_counters", "_launch", "_partials", "plan")
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, training: bool) -> None:
-        device = device_index(gradients_kernel, x)
-        profile = device_profile(gradients_kernel, device)
-        view = geometry.first
-        self.plan = plan_reduction(view, geometry.itemsize, profile, geometry.vector)
-        split = self.plan.splits > 1
-        constants = {
-            "TRAINING": training,
-            "SPLIT": split,
-            **geometry.constants(self.plan, accumulation_dtype(x)),
-            "BLOCK_K": MERGE_BLOCK,
-        }
-        self._launch = Launch(
-            gradients_kernel,
-            device,
-            self.plan.grid(view.n_channels),
-            (
-                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
-                view.count,
-            ),
-            constants,
-            self.plan.num_warps,
-        )
-        self._partials = self.plan.splits * 2 * view.n_channels if split else 0
-        self._counters = 1 + self.plan.blocks(view.n_channels) if split else 0
-
-    def __call__(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        dx: torch.Tensor | None,
-        dgamma: torch.Tensor | None,
-        dbeta: torch.Tensor | None,
-        sums: torch.Tensor | None,
-    ) -> None:
-        partials = arrivals = None
-        if self._partials:
-            partials = saved.new_empty(self._partials)
-            arrivals = arrival_counters(gradients_kernel, x, self._counters)
-        self._launch((dy, x, weight, saved, dx, dgamma, dbeta, sums, partials, arrivals))
-
-    def ready(self) -> Ready | None:
-        """`Launch.ready` after dy, x, weight, saved, dx, dgamma and dbeta; None where a launch
-        needs other memory besides."""
-        return None if self._partials else self._launch.ready((None, None, None))
-
-
-class InputGradientStep:
-    """One planned launch of the input gradient kernel."""
-
-    __slots__ = ("_launch",)
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, training: bool) -> None:
-        device = device_index(input_gradient_kernel, x)
-        profile = device_profile(input_gradient_kernel, device)
-        view = geometry.first
-        plan = plan_pointwise(view, geometry.itemsize, profile, geometry.vector)
-        constants = {"TRAINING": training, **geometry.constants(plan, accumulation_dtype(x))}
-        del constants["LANES"]
-        self._launch = Launch(
-            input_gradient_kernel,
-            device,
-            plan.grid(view.n_channels),
-            (*geometry.sizes(plan), *geometry.strides(plan)),
-            constants,
-            plan.num_warps,
-        )
-
-    def __call__(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        sums: torch.Tensor | None,
-        dx: torch.Tensor | None,
-    ) -> None:
-        self._launch((dy, x, weight, saved, sums, dx))

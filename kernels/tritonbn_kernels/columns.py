@@ -13,6 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tritonbn_kernels.activations import activate, passes
+from tritonbn_kernels.fusion import pulled_back
+from tritonbn_kernels.masks import pack, unpack_bits
 from tritonbn_kernels.moments import affine, merge_moments
 from tritonbn_kernels.words import fp32_values, opaque
 
@@ -77,6 +80,67 @@ def put_rows(
     )
     elements = tl.reshape(values, (values.shape[0], BLOCK_W * PACK)).to(DTYPE)
     tl.store(ptr + offsets, elements, mask=mask, eviction_policy=EVICTION)
+
+
+# fmt: off
+@triton.jit
+def put_mask(
+    mask_ptr, keep, rows, last, column, n_columns, row_length, VECTOR_WORDS: tl.constexpr
+):
+    # fmt: on
+    """Store the bits of a tile: a byte for each access of VECTOR_WORDS words."""
+    RUN: tl.constexpr = VECTOR_WORDS * keep.shape[2]
+    RUNS: tl.constexpr = keep.shape[1] // VECTOR_WORDS
+    byte = pack(tl.reshape(keep, (keep.shape[0], RUNS, RUN)), 2, 0, 1)
+    offsets, there = row_offsets(rows, last, column, n_columns, row_length, RUN, RUNS, 1)
+    tl.store(mask_ptr + offsets, byte.to(tl.uint8), mask=there)
+
+
+# fmt: off
+@triton.jit
+def hold_masks(
+    mask_ptr, first, last, column, n_columns, row_length,
+    FUSED: tl.constexpr, PACK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    VECTOR_WORDS: tl.constexpr, TILES: tl.constexpr,
+):
+    # fmt: on
+    """TILES tiles of a mask's bytes from row `first`; none if there is no mask."""
+    held = ()
+    if FUSED[2] == "mask":
+        for tile in tl.static_range(TILES):
+            rows = first + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            offsets, there = row_offsets(
+                rows, last, column, n_columns, row_length,
+                PACK * VECTOR_WORDS, BLOCK_W // VECTOR_WORDS, 1,
+            )  # fmt: skip
+            held = held + (tl.load(mask_ptr + offsets, mask=there, other=0),)
+    return held
+
+
+# fmt: off
+@triton.jit
+def row_side(
+    masks, side_ptr, tile: tl.constexpr, first, last, column, n_columns, stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_W: tl.constexpr, PACK: tl.constexpr,
+    VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, EVICTION: tl.constexpr,
+):
+    # fmt: on
+    """What `pulled_back` takes as its side for the tile from row `first`.
+
+    A residual is read here, each time: held, it would take the registers of a third tensor.
+    """
+    if FUSED[2] == "mask":
+        keep = unpack_bits(masks[tile], 2, VECTOR_WORDS * PACK, 0, 1)
+        side = tl.reshape(keep, (BLOCK_N, BLOCK_W, PACK))
+    elif FUSED[2] == "residual":
+        words = hold_rows(
+            side_ptr, first, last, column, n_columns, stride,
+            PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, 1, EVICTION,
+        )  # fmt: skip
+        side = fp32_values(words[0], DTYPE)
+    else:
+        side = first
+    return side
 
 
 @triton.jit
@@ -191,16 +255,34 @@ def channel_sum(slots, n_inner, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
 # fmt: off
 @triton.jit
 def normalize_tiles(
-    y_ptr, tiles, mean_hi, scale, offset, first, last, column, n_columns, y_stride,
+    y_ptr, residual_ptr, mask_ptr, tiles, mean_hi, scale, offset, first, last,
+    column, n_columns, row_length, y_stride,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr,
     DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr,
     TILES: tl.constexpr, EVICTION: tl.constexpr,
 ):
     # fmt: on
-    """Write y of TILES tiles from row `first`; the vectors are per column, (BLOCK_W, PACK)."""
+    """Write y of TILES tiles from row `first`, and its mask where there is one; the vectors are per
+    column, (BLOCK_W, PACK). `row_length`: elements of a row of a dense tensor."""
+    BLOCK_W: tl.constexpr = tiles[0].shape[1]
+    PACK: tl.constexpr = mean_hi.shape[1]
     for tile in tl.static_range(TILES):
         rows = first + tile * BLOCK_N + tl.arange(0, BLOCK_N)
         x = fp32_values(opaque(tiles[tile], ASM), DTYPE)
-        y = affine(x, mean_hi[None, :, :], scale[None, :, :], offset[None, :, :])
+        z = affine(x, mean_hi[None, :, :], scale[None, :, :], offset[None, :, :])
+        if residual_ptr is not None:
+            # laid out as y; read here, it need not be held
+            residual = hold_rows(
+                residual_ptr, first + tile * BLOCK_N, last, column, n_columns, y_stride,
+                PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, 1, EVICTION,
+            )  # fmt: skip
+            z += fp32_values(residual[0], DTYPE)
+        if mask_ptr is not None:
+            put_mask(
+                mask_ptr, passes(z, ACTIVATION), rows, last, column, n_columns, row_length,
+                VECTOR_WORDS,
+            )  # fmt: skip
+        y = activate(z, ACTIVATION, PARAMETER)
         put_rows(
             y_ptr, y, rows, last, column, n_columns, y_stride, DTYPE, VECTOR_WORDS, EVICTION
         )  # fmt: skip
@@ -209,28 +291,45 @@ def normalize_tiles(
 # fmt: off
 @triton.jit
 def add_tiles(
-    sum_dy, sum_product, dys, xs, mean_hi, DTYPE: tl.constexpr, TILES: tl.constexpr
+    sum_dy, sum_product, dys, xs, masks, side_ptr, dresidual_ptr, mean_hi, scale, offset,
+    first, last, column, n_columns, dx_stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr,
+    TILES: tl.constexpr, EVICTION: tl.constexpr,
 ):
     # fmt: on
-    """Every slot's sums of dy and of dy * (x - mean_hi), with TILES more tiles of both.
+    """Every slot's sums of dz and of dz * (x - mean_hi), with TILES more tiles of both; dz is
+    written where it is asked for, as the residual's gradient. EVICTION is of a residual that is
+    read, and will be read again.
 
     dy is 0 outside, and so are the products while the mean is finite.
     """
     for tile in tl.static_range(TILES):
-        dy = fp32_values(dys[tile], DTYPE)
-        sum_dy += dy
-        sum_product = tl.fma(
-            dy, fp32_values(xs[tile], DTYPE) - mean_hi[None, :, :], sum_product
-        )
+        side = row_side(
+            masks, side_ptr, tile, first + tile * BLOCK_N, last, column, n_columns, dx_stride,
+            FUSED, DTYPE, dys[tile].shape[1], mean_hi.shape[1], VECTOR_WORDS, BLOCK_N, EVICTION,
+        )  # fmt: skip
+        dz, centred = pulled_back(
+            fp32_values(dys[tile], DTYPE), fp32_values(xs[tile], DTYPE), side,
+            mean_hi[None, :, :], scale[None, :, :], offset[None, :, :], FUSED,
+        )  # fmt: skip
+        sum_dy += dz
+        sum_product = tl.fma(dz, centred, sum_product)
+        if dresidual_ptr is not None:
+            rows = first + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            put_rows(
+                dresidual_ptr, dz, rows, last, column, n_columns, dx_stride,
+                DTYPE, VECTOR_WORDS, "evict_first" if EVICTION != "" else "",
+            )  # fmt: skip
     return sum_dy, sum_product
 
 
 # fmt: off
 @triton.jit
 def input_gradient_tiles(
-    dx_ptr, dys, xs, mean_hi, scale, mean_dy, slope, first, last, column, n_columns, dx_stride,
-    DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr,
-    TILES: tl.constexpr, EVICTION: tl.constexpr,
+    dx_ptr, dys, xs, masks, side_ptr, mean_hi, scale, offset, mean_dy, slope, first, last,
+    column, n_columns, dx_stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, TILES: tl.constexpr, EVICTION: tl.constexpr,
 ):
     # fmt: on
     """Write dx of TILES tiles from row `first`; the vectors are per column, (BLOCK_W, PACK)."""
@@ -238,8 +337,15 @@ def input_gradient_tiles(
         rows = first + tile * BLOCK_N + tl.arange(0, BLOCK_N)
         dy = fp32_values(opaque(dys[tile], ASM), DTYPE)
         x = fp32_values(opaque(xs[tile], ASM), DTYPE)
-        bent = (x - mean_hi[None, :, :]) * slope[None, :, :]
-        dx = scale[None, :, :] * ((dy - mean_dy[None, :, :]) - bent)
+        side = row_side(
+            masks, side_ptr, tile, first + tile * BLOCK_N, last, column, n_columns, dx_stride,
+            FUSED, DTYPE, dys[tile].shape[1], mean_hi.shape[1], VECTOR_WORDS, BLOCK_N, EVICTION,
+        )  # fmt: skip
+        dz, centred = pulled_back(
+            dy, x, side, mean_hi[None, :, :], scale[None, :, :], offset[None, :, :], FUSED
+        )
+        bent = centred * slope[None, :, :]
+        dx = scale[None, :, :] * ((dz - mean_dy[None, :, :]) - bent)
         put_rows(
             dx_ptr, dx, rows, last, column, n_columns, dx_stride, DTYPE, VECTOR_WORDS, EVICTION
         )  # fmt: skip

@@ -6,28 +6,26 @@ import torch
 
 from tritonbn_kernels.at_once import BoundCall, forward_at_once
 from tritonbn_kernels.backward import BackwardCalls
+from tritonbn_kernels.fused import (
+    IDENTITY,
+    UNFUSED,
+    Fused,
+    laid_out_as_output,
+    mask_run,
+    pack_bytes,
+    side_of,
+)
 from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
 from tritonbn_kernels.launch import (
-    Launch,
     LaunchRefusedError,
-    Ready,
-    arrival_counters,
-    device_index,
-    device_profile,
     note_fallback,
 )
-from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
     plan_cache,
-    plan_pointwise,
-    plan_reduction,
     remember,
 )
-from tritonbn_kernels.statistics import statistics_kernel
-
-# splits that the last program of a channel block merges at a time
-MERGE_BLOCK = 16
+from tritonbn_kernels.two_read import NormalizeStep, StatisticsStep
 
 _calls = plan_cache()
 
@@ -67,21 +65,50 @@ def batch_norm_forward(
     Raises:
         ValueError: no running statistics in eval; momentum None without num_batches_tracked.
     """
+    y, saved, _ = fused_forward(
+        x, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps
+    )
+    return y, saved
+
+
+def fused_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    num_batches_tracked: torch.Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: tuple[str, float] = IDENTITY,
+    residual: torch.Tensor | None = None,
+    keeps_mask: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`batch_norm_forward` and what follows it: `y = activation(bn(x) + residual)`.
+
+    Args:
+        activation: as `activation_names.activation_of` returns it.
+        residual: shape and dtype of `x`, any strides; read in place where it lies as `y` does, else
+            copied once.
+        keeps_mask: whether a backward pass will ask for the mask.
+
+    Returns:
+        y, saved: as `batch_norm_forward`.
+        mask: uint8, one bit an element of `x` that says whether the activation handed it on: a byte
+            for each 16 bytes of x, where elements come in such runs, else a byte for each element.
+            None unless `keeps_mask`, a residual, and relu, relu6 or leaky_relu come together.
+
+    Mutates, Raises: as `batch_norm_forward`.
+    """
     # Triton takes a Python int for an int
     eps = float(eps)
     momentum = None if momentum is None else float(momentum)
+    vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
     call = forward_call(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        training,
-        momentum,
-        eps,
+        x, *vectors, training, momentum, eps, activation, residual, keeps_mask=keeps_mask
     )
-    return call(x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+    return call(x, *vectors, momentum, eps, residual)
 
 
 def forward_call(
@@ -94,12 +121,17 @@ def forward_call(
     training: bool,
     momentum: float | None,
     eps: float,
+    activation: tuple[str, float] = IDENTITY,
+    residual: torch.Tensor | None = None,
+    keeps_mask: bool = False,
 ) -> ForwardCall:
     """The prepared call for arguments of this kind, which may be kept and called again with
-    arguments of the same shapes, strides, dtypes, device and 16-byte alignment of `x`.
+    arguments of the same shapes, strides, dtypes, device and 16-byte alignment of `x` and
+    `residual`.
 
-    Args, Raises: as `batch_norm_forward`.
+    Args, Raises: as `fused_forward`.
     """
+    side = side_of(activation[0], residual is not None)
     key = (
         x.shape,
         x.stride(),
@@ -114,6 +146,9 @@ def forward_call(
         training,
         momentum is None,
         (momentum, eps) if x.dtype is torch.float64 else None,
+        activation,
+        None if residual is None else (residual.stride(), residual.data_ptr() & 15 == 0),
+        keeps_mask and side == "mask",
     )
     call: ForwardCall | None = _calls.get(key)
     if call is None:
@@ -122,7 +157,9 @@ def forward_call(
         cumulative = training and momentum is None and running_mean is not None
         if cumulative and num_batches_tracked is None:
             raise ValueError("expected num_batches_tracked with momentum None, got None")
-        call = ForwardCall(x, training, cumulative, momentum, eps)
+        fused = Fused(*activation, side)
+        masks = keeps_mask and side == "mask"
+        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, masks)
         remember(_calls, key, call)
     return call
 
@@ -140,7 +177,7 @@ def batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     geometry = Geometry((view, view), x.element_size())
     step = StatisticsStep(x, geometry, SAVE_VARIANCE=True)
     saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
-    step((x, None, None, None, saved, None, None, None), 0.0, 0.0)
+    step((x, None, None, None, saved, *(None,) * 5), 0.0, 0.0)
     return saved[0] + saved[1], saved[2]
 
 
@@ -148,22 +185,38 @@ class ForwardCall:
     """A forward call of one kind: what does not change from call to call is planned once."""
 
     __slots__ = (
+        "_aligned",
         "_copies",
         "_cumulative",
+        "_mask_run",
+        "_masks",
         "_normalize",
         "_saved",
         "_statistics",
+        "_stored_run",
         "backward",
+        "fused",
         "training",
     )
 
     def __init__(
-        self, x: torch.Tensor, training: bool, cumulative: bool, momentum: float | None, eps: float
+        self,
+        x: torch.Tensor,
+        training: bool,
+        cumulative: bool,
+        momentum: float | None,
+        eps: float,
+        fused: Fused = UNFUSED,
+        residual: torch.Tensor | None = None,
+        masks: bool = False,
     ) -> None:
         self.training = training
+        self.fused = fused
         self._cumulative = cumulative
-        # `batch_norm_backward` of calls of this kind
-        self.backward = BackwardCalls(x.dtype, training).call
+        self._masks = masks
+        self._aligned = residual is None or residual.data_ptr() & 15 == 0
+        # `fused_backward` of calls of this kind
+        self.backward = BackwardCalls(x.dtype, training, fused).call
         self._statistics: StatisticsStep | ResidentForwardStep | None = None
         self._normalize: NormalizeStep | None = None
         dense, view = readable(x)
@@ -175,11 +228,20 @@ class ForwardCall:
     def _plan(self, x: torch.Tensor, momentum: float | None, eps: float, one_read: bool) -> None:
         """Choose the launches for the readable `x`."""
         view = readable(x)[1]
-        geometry = Geometry((view, output_view(x)), x.element_size(), x.data_ptr() & 15 == 0)
-        arguments = ResidentForwardStep.arguments_for(x, geometry) if one_read else None
+        aligned = x.data_ptr() & 15 == 0 and self._aligned
+        geometry = Geometry((view, output_view(x)), x.element_size(), aligned)
+        self._mask_run = self._stored_run = mask_run(x) if self._masks else 0
+        arguments = None
+        if one_read:
+            arguments = ResidentForwardStep.arguments_for(x, geometry, self._mask_run)
         if arguments is not None:
-            self._statistics = ResidentForwardStep(x, geometry, arguments, self._cumulative)
+            self._statistics = ResidentForwardStep(
+                x, geometry, arguments, self._cumulative, self.fused
+            )
             return
+        if self._masks and geometry.vector != self._mask_run:
+            # these kernels make whole runs of their own accesses, or else bytes
+            self._stored_run = 1
         # Triton passes floats as fp32: fp64 takes them as constants
         wide = x.dtype is torch.float64
         eps_constant = eps if wide else None
@@ -191,10 +253,17 @@ class ForwardCall:
                 NORMALIZE=True,
                 EPS=eps_constant,
                 MOMENTUM=momentum if wide else None,
+                RUN=self._stored_run,
+                **self.fused.constants,
             )
         if self._statistics is None or not self._statistics.plan.fused:
             self._normalize = NormalizeStep(
-                x, geometry, FROM_RUNNING=not self.training, EPS=eps_constant
+                x,
+                geometry,
+                FROM_RUNNING=not self.training,
+                EPS=eps_constant,
+                RUN=self._stored_run,
+                **self.fused.constants,
             )
 
     def __call__(
@@ -207,26 +276,41 @@ class ForwardCall:
         num_batches_tracked: torch.Tensor | None,
         momentum: float | None,
         eps: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`batch_norm_forward` of arguments of this kind."""
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`fused_forward` of arguments of this kind."""
         if self._copies:
             x = readable(x)[0]
+        if residual is not None:
+            residual = laid_out_as_output(residual, x)
         y = torch.empty_like(x)
         saved = torch.empty_like(self._saved)
+        mask = self._new_mask(x)
         if self._statistics is not None:
-            tensors = (x, weight, bias, y, saved, running_mean, running_var, num_batches_tracked)
+            vectors = (running_mean, running_var, num_batches_tracked)
+            tensors = (x, weight, bias, y, saved, *vectors, residual, mask)
             try:
                 self._statistics(tensors, eps, momentum)
             except LaunchRefusedError as error:
                 refused = self._statistics.plan
                 self._plan(x, momentum, eps, one_read=False)
                 note_fallback(refused, error)
-                self._statistics(tensors, eps, momentum)
+                mask = self._new_mask(x)
+                self._statistics((*tensors[:-1], mask), eps, momentum)
             # the second launch reads what the first has saved
             running_mean = running_var = None
         if self._normalize is not None:
-            self._normalize(x, weight, bias, running_mean, running_var, y, saved, eps)
-        return y, saved
+            vectors = (weight, bias, running_mean, running_var)
+            self._normalize((x, *vectors, y, saved, residual, mask), eps)
+        if mask is not None and self._stored_run != self._mask_run:
+            mask = pack_bytes(mask, self._mask_run)
+        return y, saved, mask
+
+    def _new_mask(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Memory for the mask that the kernels write, None where they write none."""
+        if not self._masks:
+            return None
+        return x.new_empty(x.numel() // self._stored_run, dtype=torch.uint8)
 
     def bound(
         self,
@@ -238,114 +322,16 @@ class ForwardCall:
         momentum: float | None,
         eps: float,
     ) -> BoundCall:
-        """This call as a function of `x`, for vectors that are neither changed nor moved."""
+        """This call as a function of `x`, for vectors that are neither changed nor moved, and
+        without a residual."""
         vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
 
         def by_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self(x, *vectors, momentum, eps)
+            return self(x, *vectors, momentum, eps)[:2]
 
         if self._statistics is None or self._normalize is not None or self._copies:
             return by_steps
-        ready = self._statistics.ready(vectors[2:], eps, momentum)
+        ready = self._statistics.ready((*vectors[2:], None, None), eps, momentum)
         if ready is None:
             return by_steps
         return forward_at_once(ready, weight, bias, self._saved, by_steps)
-
-
-class StatisticsStep:
-    """One planned launch of the statistics kernel, normalising too where the plan is fused."""
-
-    __slots__ = ("_counters", "_launch", "_partials", "plan")
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
-        device = device_index(statistics_kernel, x)
-        profile = device_profile(statistics_kernel, device)
-        self.plan = plan_reduction(geometry.first, geometry.itemsize, profile, geometry.vector)
-        split = self.plan.splits > 1
-        constants = {
-            "EPS": None,
-            "MOMENTUM": None,
-            "CUMULATIVE": False,
-            "SAVE_VARIANCE": False,
-            **flags,
-            "NORMALIZE": bool(flags.get("NORMALIZE")) and self.plan.fused,
-            "SPLIT": split,
-            **geometry.constants(self.plan, accumulation_dtype(x)),
-            "BLOCK_K": MERGE_BLOCK,
-        }
-        n_channels = geometry.first.n_channels
-        self._launch = Launch(
-            statistics_kernel,
-            device,
-            self.plan.grid(n_channels),
-            (
-                *(*geometry.sizes(self.plan), self.plan.splits, *geometry.strides(self.plan)),
-                geometry.first.count,
-            ),
-            constants,
-            self.plan.num_warps,
-        )
-        self._partials = self.plan.splits * 3 * n_channels if split else 0
-        waits = split or constants["CUMULATIVE"]
-        self._counters = 1 + self.plan.blocks(n_channels) if waits else 0
-
-    def __call__(
-        self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
-    ) -> None:
-        """Launch with x, weight, bias, y, saved, running_mean, running_var and tracked."""
-        partials = arrivals = None
-        if self._counters:
-            x, saved = tensors[0], tensors[4]
-            assert x is not None and saved is not None
-            if self._partials:
-                partials = saved.new_empty(self._partials)
-            arrivals = arrival_counters(statistics_kernel, x, self._counters)
-        self._launch((*tensors, partials, arrivals), eps, 0.0 if momentum is None else momentum)
-
-    def ready(
-        self, vectors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
-    ) -> Ready | None:
-        """`Launch.ready` after x, weight, bias, y and saved; None where a launch needs other
-        memory besides. `vectors`: running_mean, running_var and tracked."""
-        if self._counters:
-            return None
-        floats = (eps, 0.0 if momentum is None else momentum)
-        return self._launch.ready((*vectors, None, None), *floats)
-
-
-class NormalizeStep:
-    """One planned launch of the normalisation kernel."""
-
-    __slots__ = ("_launch",)
-
-    def __init__(self, x: torch.Tensor, geometry: Geometry, **flags: object) -> None:
-        device = device_index(normalize_kernel, x)
-        profile = device_profile(normalize_kernel, device)
-        plan = plan_pointwise(geometry.first, geometry.itemsize, profile, geometry.vector)
-        constants = {
-            "EPS": flags["EPS"],
-            "FROM_RUNNING": flags["FROM_RUNNING"],
-            **geometry.constants(plan, accumulation_dtype(x)),
-        }
-        del constants["LANES"]
-        self._launch = Launch(
-            normalize_kernel,
-            device,
-            plan.grid(geometry.first.n_channels),
-            (*geometry.sizes(plan), *geometry.strides(plan)),
-            constants,
-            plan.num_warps,
-        )
-
-    def __call__(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        running_mean: torch.Tensor | None,
-        running_var: torch.Tensor | None,
-        y: torch.Tensor,
-        saved: torch.Tensor,
-        eps: float,
-    ) -> None:
-        self._launch((x, weight, bias, running_mean, running_var, y, saved), eps)

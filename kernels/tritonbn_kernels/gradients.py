@@ -1,5 +1,6 @@
-"""Gradients: `dgamma = sum dy * xhat`, `dbeta = sum dy`, and in training
-`dx = gamma * inv_std * (dy - dbeta / m - xhat * dgamma / m)`; in eval `dx = gamma * inv_std * dy`.
+"""Gradients: `dgamma = sum dz * xhat`, `dbeta = sum dz`, and in training
+`dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)`; in eval `dx = gamma * inv_std * dz`.
+dz is dy, or the gradient before a fused activation and residual (`fusion.py`).
 
 Section "Backward" of `kernels/README.md`. Sums run per slot of a tile in fp32 (fp64 for fp64) and
 are merged over slots, then programs, in index order; products are never rounded to half precision.
@@ -10,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tritonbn_kernels.fusion import backward_vectors, pulled_back
+from tritonbn_kernels.masks import load_keep
 from tritonbn_kernels.moments import (
     arrive_last,
     load_channels,
@@ -23,19 +26,42 @@ from tritonbn_kernels.moments import (
 
 # fmt: off
 @triton.jit
+def side_tile(
+    side_ptr, dx_offsets, mask, outer, column, offs_c, offs_v, last, n_channels, inner_vectors,
+    FUSED: tl.constexpr, RUN: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr,
+):
+    # fmt: on
+    """A tile of what `pulled_back` takes as its side: the residual, laid out as dx, or the mask."""
+    if FUSED[2] == "residual":
+        side = tl.load(side_ptr + dx_offsets, mask=mask, other=0.0).to(ACCUMULATE)
+    elif FUSED[2] == "mask":
+        side = load_keep(
+            side_ptr, outer, column, offs_c, offs_v, last, n_channels, inner_vectors,
+            CHANNELS_LAST, OFFSETS_64, VECTOR, RUN,
+        )  # fmt: skip
+    else:
+        side = mask
+    return side
+
+
+# fmt: off
+@triton.jit
 def range_sums(
-    dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, offs_c, first, last,
-    n_channels, inner_vectors, magic, shift,
+    dy_ptr, x_ptr, dx_ptr, side_ptr, dresidual_ptr, mean_hi, mean_lo, scale, offset,
+    offs_c, first, last, n_channels, inner_vectors, magic, shift,
     dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
     dx_stride_outer, dx_stride_channel,
-    STREAM_DX: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    STREAM_DX: tl.constexpr, FUSED: tl.constexpr, RUN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     VECTOR: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """(sum of dy, sum of dy * (x - mean)), each (BLOCK_C,), over vectors [first, last) of offs_c.
+    """(sum of dz, sum of dz * (x - mean)), each (BLOCK_C,), over vectors [first, last) of offs_c.
 
-    With STREAM_DX (eval) also writes dx = scale * dy, which waits for no sum.
+    Where asked for also writes dz, the residual's gradient; with STREAM_DX (eval) dx = scale * dz,
+    which waits for no sum.
     """
     sum_dy = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
     sum_dy_centred = tl.zeros((BLOCK_C, BLOCK_V, LANES), ACCUMULATE)
@@ -53,15 +79,25 @@ def range_sums(
         )  # fmt: skip
         dy = tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(ACCUMULATE)
         x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
-        centred = tl.where(mask, (x - mean_hi[:, None, None]) - mean_lo[:, None, None], 0.0)
-        sum_dy += dy
-        sum_dy_centred = tl.fma(dy, centred, sum_dy_centred)
+        dx_offsets = tile_offsets(
+            outer, column, offs_c, dx_stride_outer, dx_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        side = side_tile(
+            side_ptr, dx_offsets, mask, outer, column, offs_c, offs_v, last, n_channels,
+            inner_vectors, FUSED, RUN, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR,
+        )  # fmt: skip
+        dz, centred = pulled_back(
+            dy, x, side, mean_hi[:, None, None], scale[:, None, None], offset[:, None, None], FUSED
+        )
+        centred = tl.where(mask, centred - mean_lo[:, None, None], 0.0)
+        sum_dy += dz
+        sum_dy_centred = tl.fma(dz, centred, sum_dy_centred)
+        if dresidual_ptr is not None:
+            element = dresidual_ptr.dtype.element_ty
+            tl.store(dresidual_ptr + dx_offsets, dz.to(element), mask=mask)
         if STREAM_DX:
-            dx_offsets = tile_offsets(
-                outer, column, offs_c, dx_stride_outer, dx_stride_channel,
-                CHANNELS_LAST, OFFSETS_64, VECTOR,
-            )  # fmt: skip
-            dx = scale[:, None, None] * dy
+            dx = scale[:, None, None] * dz
             tl.store(dx_ptr + dx_offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     return (
         tl.sum(tl.sum(sum_dy, axis=2), axis=1),
@@ -72,15 +108,18 @@ def range_sums(
 # fmt: off
 @triton.jit
 def input_gradient_range(
-    dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c, first, last,
-    n_channels, inner_vectors, magic, shift,
+    dy_ptr, x_ptr, dx_ptr, side_ptr, mean_hi, mean_lo, scale, offset, mean_dy, slope,
+    offs_c, first, last, n_channels, inner_vectors, magic, shift,
     dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
     dx_stride_outer, dx_stride_channel,
-    TRAINING: tl.constexpr, CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
+    TRAINING: tl.constexpr, FUSED: tl.constexpr, RUN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """dx = scale * (dy - mean_dy - (x - mean) * slope), in eval scale * dy, over [first, last)."""
+    """dx = scale * (dz - mean_dy - (x - mean) * slope), in eval scale * dz, over [first, last)."""
+    # in eval x is read for the activation alone
+    READS_X: tl.constexpr = TRAINING or (FUSED[0] != "identity" and FUSED[2] != "mask")
     # the second word of the mean, times the slope, joins the mean of dy
     mean_dy -= mean_lo * slope
     for step in range(first, last, BLOCK_V):
@@ -93,18 +132,29 @@ def input_gradient_range(
             CHANNELS_LAST, OFFSETS_64, VECTOR,
         )  # fmt: skip
         gradient = tl.load(dy_ptr + dy_offsets, mask=mask, other=0.0).to(ACCUMULATE)
-        if TRAINING:
+        dx_offsets = tile_offsets(
+            outer, column, offs_c, dx_stride_outer, dx_stride_channel,
+            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        )  # fmt: skip
+        side = side_tile(
+            side_ptr, dx_offsets, mask, outer, column, offs_c, offs_v, last, n_channels,
+            inner_vectors, FUSED, RUN, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR,
+        )  # fmt: skip
+        # without x only a mask, or nothing, is looked at
+        x = gradient
+        if READS_X:
             x_offsets = tile_offsets(
                 outer, column, offs_c, x_stride_outer, x_stride_channel,
                 CHANNELS_LAST, OFFSETS_64, VECTOR,
             )  # fmt: skip
             x = tl.load(x_ptr + x_offsets, mask=mask, other=0.0).to(ACCUMULATE)
-            bent = (x - mean_hi[:, None, None]) * slope[:, None, None]
-            gradient = (gradient - mean_dy[:, None, None]) - bent
-        dx_offsets = tile_offsets(
-            outer, column, offs_c, dx_stride_outer, dx_stride_channel,
-            CHANNELS_LAST, OFFSETS_64, VECTOR,
+        gradient, centred = pulled_back(
+            gradient, x, side,
+            mean_hi[:, None, None], scale[:, None, None], offset[:, None, None], FUSED,
         )  # fmt: skip
+        if TRAINING:
+            bent = centred * slope[:, None, None]
+            gradient = (gradient - mean_dy[:, None, None]) - bent
         dx = scale[:, None, None] * gradient
         tl.store(dx_ptr + dx_offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -170,13 +220,15 @@ def finish_gradients(
     "dx_stride_outer", "dx_stride_channel", "count",
 ])
 def gradients_kernel(
-    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
-    dx_ptr, dgamma_ptr, dbeta_ptr, sums_ptr, partials_ptr, arrivals_ptr,
+    dy_ptr, x_ptr, gamma_ptr, beta_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, side_ptr, dresidual_ptr, sums_ptr, partials_ptr, arrivals_ptr,
     n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
     dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
     dx_stride_outer, dx_stride_channel,
     count,
     TRAINING: tl.constexpr, SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, SIDE: tl.constexpr, RESTORES: tl.constexpr,
+    RUN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, VECTORS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, LANES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -191,18 +243,18 @@ def gradients_kernel(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, False
     )
     mask_c = offs_c < n_channels
+    FUSED: tl.constexpr = (ACTIVATION, PARAMETER, SIDE, RESTORES)
     # an integer up to here: a float argument would be fp32 even for fp64 data
     count = count.to(ACCUMULATE)
-    mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
-    mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
-    inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
-    scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
+    mean_hi, mean_lo, inv_std, scale, offset = backward_vectors(
+        saved_ptr, gamma_ptr, beta_ptr, offs_c, mask_c, n_channels, FUSED, ACCUMULATE
+    )
     sum_dy, sum_dy_centred = range_sums(
-        dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, offs_c, first, last,
-        n_channels, inner_vectors, magic, shift,
+        dy_ptr, x_ptr, dx_ptr, side_ptr, dresidual_ptr, mean_hi, mean_lo, scale, offset,
+        offs_c, first, last, n_channels, inner_vectors, magic, shift,
         dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
         dx_stride_outer, dx_stride_channel,
-        dx_ptr is not None and not TRAINING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE,
+        dx_ptr is not None and not TRAINING, FUSED, RUN, CHANNELS_LAST, OFFSETS_64, ACCUMULATE,
         VECTOR, LANES, BLOCK_C, BLOCK_V,
     )  # fmt: skip
     if SPLIT:
@@ -222,11 +274,11 @@ def gradients_kernel(
         )  # fmt: skip
         if TRAINING and dx_ptr is not None:
             input_gradient_range(
-                dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c,
-                first, last, n_channels, inner_vectors, magic, shift,
+                dy_ptr, x_ptr, dx_ptr, side_ptr, mean_hi, mean_lo, scale, offset, mean_dy, slope,
+                offs_c, first, last, n_channels, inner_vectors, magic, shift,
                 dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
                 dx_stride_outer, dx_stride_channel,
-                True, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+                True, FUSED, RUN, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
             )  # fmt: skip
 
 
@@ -237,25 +289,28 @@ def gradients_kernel(
     "dx_stride_outer", "dx_stride_channel",
 ])
 def input_gradient_kernel(
-    dy_ptr, x_ptr, gamma_ptr, saved_ptr, sums_ptr,
+    dy_ptr, x_ptr, gamma_ptr, beta_ptr, saved_ptr, side_ptr, sums_ptr,
     dx_ptr,
     n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split,
     dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
     dx_stride_outer, dx_stride_channel,
     TRAINING: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, SIDE: tl.constexpr, RESTORES: tl.constexpr,
+    RUN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, VECTORS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr,
 ):
     # fmt: on
-    """dx over one split of BLOCK_C channels from sums made earlier; in eval from dy alone."""
+    """dx over one split of BLOCK_C channels from sums made earlier; in eval from dy, and from x
+    where an activation needs it."""
+    FUSED: tl.constexpr = (ACTIVATION, PARAMETER, SIDE, RESTORES)
     _block, _split, first, last, offs_c = program_range(
         n_channels, n_vectors, vectors_per_split, VECTORS_64, BLOCK_C, TRAINING
     )
     mask_c = offs_c < n_channels
-    inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
-    scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
-    mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
-    mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
+    mean_hi, mean_lo, _, scale, offset = backward_vectors(
+        saved_ptr, gamma_ptr, beta_ptr, offs_c, mask_c, n_channels, FUSED, ACCUMULATE
+    )
     if TRAINING:
         mean_dy = load_channels(sums_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
         slope = load_channels(sums_ptr + n_channels, offs_c, mask_c, 0.0, ACCUMULATE)
@@ -263,9 +318,9 @@ def input_gradient_kernel(
         mean_dy = tl.zeros_like(scale)
         slope = tl.zeros_like(scale)
     input_gradient_range(
-        dy_ptr, x_ptr, dx_ptr, mean_hi, mean_lo, scale, mean_dy, slope, offs_c,
-        first, last, n_channels, inner_vectors, magic, shift,
+        dy_ptr, x_ptr, dx_ptr, side_ptr, mean_hi, mean_lo, scale, offset, mean_dy, slope,
+        offs_c, first, last, n_channels, inner_vectors, magic, shift,
         dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
         dx_stride_outer, dx_stride_channel,
-        TRAINING, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+        TRAINING, FUSED, RUN, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
     )  # fmt: skip

@@ -125,7 +125,7 @@ class Launch:
 
     Called with the tensors (or None) and the floats of one call, it launches on the current stream
     of its device, which must be the current device. The kernel's arguments come in that order:
-    tensors, integers, floats, constants.
+    tensors, integers, floats, constants; of `constants` it takes those in its signature.
     """
 
     __slots__ = (
@@ -154,12 +154,13 @@ class Launch:
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
-        self.constants = constants
+        # in the signature's order, in which they are given without their names
+        self.constants = {name: constants[name] for name in kernel.arg_names if name in constants}
         self.num_warps = num_warps
         self.options = {**compiler_options(kernel, device), **(options or {})}
         self._device = device
         self._integers = integers
-        self._values = tuple(constants.values())
+        self._values = tuple(self.constants.values())
         self._compiled: Any = None
         self._start: Starter | None = None
         self._direct = not interpreted(kernel) and not os.environ.get("TRITONBN_PLAIN_LAUNCH")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
+from tritonbn_kernels.fused import UNFUSED, Fused, run_of
 from tritonbn_kernels.geometry import Geometry
 from tritonbn_kernels.launch import (
     Launch,
@@ -47,9 +48,10 @@ class _Arguments(NamedTuple):
 
 
 def _arguments(
-    planes: Any, rows: Any, x: torch.Tensor, geometry: Geometry, streams: int
+    planes: Any, rows: Any, x: torch.Tensor, geometry: Geometry, streams: int, mask_run: int
 ) -> _Arguments | None:
-    """The one-read launch for `x`, or None where it needs two reads."""
+    """The one-read launch for `x`, or None where it needs two reads; `mask_run`: elements to a byte
+    of a mask that it reads or writes, 0 without one."""
     if not geometry.aligned or x.dtype not in _ELEMENTS:
         return None
     profile = device_profile(planes, device_index(planes, x))
@@ -59,9 +61,18 @@ def _arguments(
     together = profile.cooperative or (interpreted(planes) and pinned_by_block("splits"))
     if plan is not None and plan.splits > 1 and not together:
         return None
+    if plan is not None and mask_run and not _masks_by(mask_run, plan, geometry.itemsize):
+        return None
     if isinstance(plan, RowsPlan):
         return _rows_arguments(rows, plan, geometry, profile, x)
     return None if plan is None else _planes_arguments(planes, plan, geometry, profile, x)
+
+
+def _masks_by(mask_run: int, plan: ResidentPlan | RowsPlan, itemsize: int) -> bool:
+    """Whether an access of the plan is one byte of a mask: the kernels know no other masks."""
+    rows = isinstance(plan, RowsPlan)
+    vector = plan.vector_words * 4 // itemsize if rows else plan.vector
+    return mask_run == vector == run_of(itemsize)
 
 
 def _shared(
@@ -115,12 +126,8 @@ def _rows_arguments(
     return _Arguments(kernel, plan, integers, constants)
 
 
-def _launch(
-    arguments: _Arguments, x: torch.Tensor, signature: tuple[str, ...], **flags: object
-) -> Launch:
-    """The launch, its constants in the order of the kernel's signature."""
+def _launch(arguments: _Arguments, x: torch.Tensor, **flags: object) -> Launch:
     device = device_index(arguments.kernel, x)
-    constants = {**arguments.constants, **flags}
     options: dict[str, object] = {}
     if device_profile(arguments.kernel, device).assembly:
         # without the cap several of these kernels take 1.45 times the registers
@@ -132,7 +139,7 @@ def _launch(
         device,
         arguments.plan.programs,
         arguments.integers,
-        {name: constants[name] for name in signature if name in constants},
+        {**arguments.constants, **flags},
         arguments.plan.num_warps,
         options,
     )
@@ -144,25 +151,32 @@ class ResidentForwardStep:
     __slots__ = ("_count", "_counters", "_kernel", "_launch", "_partials", "plan")
 
     def __init__(
-        self, x: torch.Tensor, geometry: Geometry, arguments: _Arguments, cumulative: bool
+        self,
+        x: torch.Tensor,
+        geometry: Geometry,
+        arguments: _Arguments,
+        cumulative: bool,
+        fused: Fused = UNFUSED,
     ) -> None:
         self.plan = arguments.plan
         self._kernel = arguments.kernel
-        self._launch = _launch(arguments, x, arguments.kernel.arg_names, CUMULATIVE=cumulative)
+        self._launch = _launch(arguments, x, CUMULATIVE=cumulative, **fused.constants)
         n_channels = geometry.first.n_channels
         self._count = float(geometry.first.count)
         self._partials = self.plan.splits * 3 * n_channels if self.plan.splits > 1 else 0
         self._counters = 1 if cumulative else 0
 
     @staticmethod
-    def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
+    def arguments_for(x: torch.Tensor, geometry: Geometry, mask_run: int = 0) -> _Arguments | None:
         """The launch for `x`, or None where it needs two reads."""
-        return _arguments(resident_forward_kernel, rows_forward_kernel, x, geometry, streams=1)
+        kernels = (resident_forward_kernel, rows_forward_kernel)
+        return _arguments(*kernels, x, geometry, 1, mask_run)
 
     def __call__(
         self, tensors: tuple[torch.Tensor | None, ...], eps: float, momentum: float | None
     ) -> None:
-        """Launch with x, weight, bias, y, saved, running_mean, running_var and tracked."""
+        """Launch with x, weight, bias, y, saved, running_mean, running_var, tracked, residual and
+        mask."""
         partials = arrivals = barriers = None
         if self._partials or self._counters:
             x, saved = tensors[0], tensors[4]
@@ -195,37 +209,33 @@ class ResidentBackwardStep:
 
     __slots__ = ("_count", "_kernel", "_launch", "_partials", "plan")
 
-    def __init__(self, x: torch.Tensor, geometry: Geometry, arguments: _Arguments) -> None:
+    def __init__(
+        self, x: torch.Tensor, geometry: Geometry, arguments: _Arguments, fused: Fused = UNFUSED
+    ) -> None:
         self.plan = arguments.plan
         self._kernel = arguments.kernel
-        self._launch = _launch(arguments, x, arguments.kernel.arg_names)
+        self._launch = _launch(arguments, x, **fused.constants)
         view = geometry.first
         self._count = float(view.count)
         self._partials = self.plan.splits * 2 * view.n_channels if self.plan.splits > 1 else 0
 
     @staticmethod
-    def arguments_for(x: torch.Tensor, geometry: Geometry) -> _Arguments | None:
+    def arguments_for(x: torch.Tensor, geometry: Geometry, mask_run: int = 0) -> _Arguments | None:
         """The launch for `x` and its gradient, or None where they need two reads."""
-        return _arguments(resident_backward_kernel, rows_backward_kernel, x, geometry, streams=2)
+        kernels = (resident_backward_kernel, rows_backward_kernel)
+        return _arguments(*kernels, x, geometry, 2, mask_run)
 
-    def __call__(
-        self,
-        dy: torch.Tensor,
-        x: torch.Tensor,
-        weight: torch.Tensor | None,
-        saved: torch.Tensor,
-        dx: torch.Tensor | None,
-        dgamma: torch.Tensor | None,
-        dbeta: torch.Tensor | None,
-        sums: torch.Tensor | None,
-    ) -> None:
+    def __call__(self, tensors: tuple[torch.Tensor | None, ...], sums: torch.Tensor | None) -> None:
+        """As `SumsStep`, but that no sums are left for another launch."""
         partials = barriers = None
         if self._partials:
+            x, saved = tensors[1], tensors[4]
+            assert x is not None and saved is not None
             partials = saved.new_empty(self._partials)
             blocks = self.plan.blocks(saved.shape[1])
             barriers = barrier_counters(self._kernel, x, blocks)
-        self._launch((dy, x, weight, saved, dx, dgamma, dbeta, partials, barriers), self._count)
+        self._launch((*tensors, partials, barriers), self._count)
 
     def ready(self) -> Ready | None:
         """As `SumsStep.ready`."""
-        return None if self._partials else self._launch.ready((None, None), self._count)
+        return None if self._partials else self._launch.ready((None,) * 4, self._count)

@@ -12,8 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tritonbn_kernels.activations import activate, passes
+from tritonbn_kernels.fusion import backward_vectors, pulled_back
 from tritonbn_kernels.gradients import finish_gradients
 from tritonbn_kernels.group import agree_on_moments, agree_on_sums
+from tritonbn_kernels.masks import pack, unpack_bits
 from tritonbn_kernels.moments import (
     affine,
     inverse_std,
@@ -112,12 +115,13 @@ def held_moments(
 ])
 def resident_forward_kernel(
     x_ptr, gamma_ptr, beta_ptr,
-    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
+    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, residual_ptr, mask_ptr,
     partials_ptr, arrivals_ptr, barriers_ptr,
     n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
     x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
     count, eps, momentum,
-    CUMULATIVE: tl.constexpr, GROUPED: tl.constexpr, OFFSETS_64: tl.constexpr,
+    CUMULATIVE: tl.constexpr, GROUPED: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, OFFSETS_64: tl.constexpr,
     DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
@@ -162,42 +166,133 @@ def resident_forward_kernel(
         for piece in tl.static_range(PIECES):
             offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
             values = unpack(opaque(held[piece], ASM), DTYPE)
-            normalized = ()
+            if residual_ptr is not None:
+                # laid out as y; read here, it need not be held
+                residual = hold(
+                    residual_ptr, offs_c, again + piece * BLOCK_V, last, n_channels,
+                    inner_vectors, magic, shift, y_stride_outer, y_stride_channel,
+                    OFFSETS_64, WORDS, BLOCK_V, 1,
+                )  # fmt: skip
+                added = unpack(residual[0], DTYPE)
+            activated = ()
+            keep = tl.zeros(held[0].shape, tl.int32)
             for part in tl.static_range(PACK):
-                y = affine(
+                z = affine(
                     values[part],
                     mean_hi[:, None, None],
                     scale[:, None, None],
                     offset[:, None, None],
                 )
-                normalized = normalized + (y,)
+                if residual_ptr is not None:
+                    z += added[part]
+                if mask_ptr is not None:
+                    keep |= passes(z, ACTIVATION).to(tl.int32) << part
+                activated = activated + (activate(z, ACTIVATION, PARAMETER),)
             put_tile(
-                y_ptr, interleave(normalized, DTYPE), offs_c, offs_v, last,
+                y_ptr, interleave(activated, DTYPE), offs_c, offs_v, last,
                 n_channels, inner_vectors, magic, shift, y_stride_outer, y_stride_channel,
                 OFFSETS_64, WORDS * PACK,
             )  # fmt: skip
+            if mask_ptr is not None:
+                # a byte for each vector
+                byte = tl.expand_dims(pack(keep, 2, 0, PACK), 2).to(tl.uint8)
+                put_tile(
+                    mask_ptr, byte, offs_c, offs_v, last, n_channels, inner_vectors, magic, shift,
+                    n_channels * inner_vectors, inner_vectors, OFFSETS_64, 1,
+                )  # fmt: skip
+
+
+# fmt: off
+@triton.jit
+def hold_mask(
+    mask_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+    FUSED: tl.constexpr, OFFSETS_64: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
+):
+    # fmt: on
+    """PIECES tiles (BLOCK_C, BLOCK_V) of a mask, a byte for each vector; none if there is none."""
+    held = ()
+    if FUSED[2] == "mask":
+        for piece in tl.static_range(PIECES):
+            offs_v = first + piece * BLOCK_V + tl.arange(0, BLOCK_V)
+            outer, column = locate_vectors(offs_v, inner_vectors, magic, shift, False)
+            offsets = tile_offsets(
+                outer, column, offs_c, n_channels * inner_vectors, inner_vectors,
+                False, OFFSETS_64, 1,
+            )  # fmt: skip
+            there = tile_mask(offs_c, offs_v, n_channels, last, False, 1)
+            byte = tl.load(mask_ptr + offsets, mask=there, other=0)
+            held = held + (tl.reshape(byte, (byte.shape[0], byte.shape[1])),)
+    return held
+
+
+# fmt: off
+@triton.jit
+def side_parts(
+    held_mask, side_ptr, piece: tl.constexpr, offs_c, first, last, n_channels,
+    inner_vectors, magic, shift, stride_outer, stride_channel,
+    FUSED: tl.constexpr, OFFSETS_64: tl.constexpr, DTYPE: tl.constexpr,
+    WORDS: tl.constexpr, PACK: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    # fmt: on
+    """What `pulled_back` takes as its side for the piece from vector `first`, by parts of a word.
+
+    A residual is read here, each time: held, it would take the registers of a third tensor.
+    """
+    if FUSED[2] == "mask":
+        sides = ()
+        for part in tl.static_range(PACK):
+            sides = sides + (unpack_bits(held_mask[piece], 2, WORDS, part, PACK),)
+    elif FUSED[2] == "residual":
+        tiles = hold(
+            side_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            stride_outer, stride_channel, OFFSETS_64, WORDS, BLOCK_V, 1,
+        )  # fmt: skip
+        sides = unpack(tiles[0], DTYPE)
+    else:
+        sides = (offs_c, offs_c)
+    return sides
 
 
 # fmt: off
 @triton.jit
 def held_sums(
-    held_dy, held_x, mean_hi, mean_lo, offs_c, first, last, n_channels,
+    held_dy, held_x, held_mask, side_ptr, dresidual_ptr, mean_hi, mean_lo, scale, offset,
+    offs_c, first, last, n_channels, inner_vectors, magic, shift,
+    dx_stride_outer, dx_stride_channel,
+    FUSED: tl.constexpr, OFFSETS_64: tl.constexpr,
     DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr,
     BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
 ):
     # fmt: on
-    """(sum of dy, sum of dy * (x - mean)), each (BLOCK_C,), of what is held."""
+    """(sum of dz, sum of dz * (x - mean)), each (BLOCK_C,), of what is held; dz is written where
+    it is asked for, as the residual's gradient."""
     sum_dy = tl.zeros(held_dy[0].shape, tl.float32)
     sum_dy_centred = tl.zeros(held_dy[0].shape, tl.float32)
     for piece in tl.static_range(PIECES):
         offs_v = first + piece * BLOCK_V + tl.arange(0, BLOCK_V)
         mask = tile_mask(offs_c, offs_v, n_channels, last, False, WORDS)
+        sides = side_parts(
+            held_mask, side_ptr, piece, offs_c, first + piece * BLOCK_V, last, n_channels,
+            inner_vectors, magic, shift, dx_stride_outer, dx_stride_channel,
+            FUSED, OFFSETS_64, DTYPE, WORDS, PACK, BLOCK_V,
+        )  # fmt: skip
+        gradients = ()
         for part in tl.static_range(PACK):
-            dy = unpack(held_dy[piece], DTYPE)[part]
-            x = unpack(held_x[piece], DTYPE)[part]
-            centred = tl.where(mask, (x - mean_hi[:, None, None]) - mean_lo[:, None, None], 0.0)
-            sum_dy += dy
-            sum_dy_centred = tl.fma(dy, centred, sum_dy_centred)
+            dz, centred = pulled_back(
+                unpack(held_dy[piece], DTYPE)[part], unpack(held_x[piece], DTYPE)[part],
+                sides[part],
+                mean_hi[:, None, None], scale[:, None, None], offset[:, None, None], FUSED,
+            )  # fmt: skip
+            gradients = gradients + (dz,)
+            centred = tl.where(mask, centred - mean_lo[:, None, None], 0.0)
+            sum_dy += dz
+            sum_dy_centred = tl.fma(dz, centred, sum_dy_centred)
+        if dresidual_ptr is not None:
+            put_tile(
+                dresidual_ptr, interleave(gradients, DTYPE), offs_c, offs_v, last,
+                n_channels, inner_vectors, magic, shift, dx_stride_outer, dx_stride_channel,
+                OFFSETS_64, WORDS * PACK,
+            )  # fmt: skip
     return (
         tl.sum(tl.sum(sum_dy, axis=2), axis=1),
         tl.sum(tl.sum(sum_dy_centred, axis=2), axis=1),
@@ -211,18 +306,21 @@ def held_sums(
     "dx_stride_outer", "dx_stride_channel",
 ])
 def resident_backward_kernel(
-    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
-    dx_ptr, dgamma_ptr, dbeta_ptr, partials_ptr, barriers_ptr,
+    dy_ptr, x_ptr, gamma_ptr, beta_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, side_ptr, dresidual_ptr, partials_ptr, barriers_ptr,
     n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
     dy_stride_outer, dy_stride_channel, x_stride_outer, x_stride_channel,
     dx_stride_outer, dx_stride_channel,
     count,
-    GROUPED: tl.constexpr, OFFSETS_64: tl.constexpr,
+    GROUPED: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, SIDE: tl.constexpr, RESTORES: tl.constexpr,
+    OFFSETS_64: tl.constexpr,
     DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, PIECES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
     """dx, dgamma and dbeta (training) of the items of this program, dy and x read once."""
+    FUSED: tl.constexpr = (ACTIVATION, PARAMETER, SIDE, RESTORES)
     items = tl.cdiv(n_channels, BLOCK_C) * splits
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         block = item // splits
@@ -239,13 +337,18 @@ def resident_backward_kernel(
             x_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
             x_stride_outer, x_stride_channel, OFFSETS_64, WORDS, BLOCK_V, PIECES,
         )  # fmt: skip
-        mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, tl.float32)
-        mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, tl.float32)
-        inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, tl.float32)
-        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
+        held_mask = hold_mask(
+            side_ptr, offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            FUSED, OFFSETS_64, BLOCK_V, PIECES,
+        )  # fmt: skip
+        mean_hi, mean_lo, inv_std, scale, offset = backward_vectors(
+            saved_ptr, gamma_ptr, beta_ptr, offs_c, mask_c, n_channels, FUSED, tl.float32
+        )
         sum_dy, sum_dy_centred = held_sums(
-            held_dy, held_x, mean_hi, mean_lo, offs_c, first, last, n_channels,
-            DTYPE, WORDS, PACK, BLOCK_V, PIECES,
+            held_dy, held_x, held_mask, side_ptr, dresidual_ptr, mean_hi, mean_lo, scale, offset,
+            offs_c, first, last, n_channels, inner_vectors, magic, shift,
+            dx_stride_outer, dx_stride_channel,
+            FUSED, OFFSETS_64, DTYPE, WORDS, PACK, BLOCK_V, PIECES,
         )  # fmt: skip
         if GROUPED:
             sum_dy, sum_dy_centred = agree_on_sums(
@@ -265,10 +368,19 @@ def resident_backward_kernel(
             offs_v = again + piece * BLOCK_V + tl.arange(0, BLOCK_V)
             dys = unpack(opaque(held_dy[piece], ASM), DTYPE)
             xs = unpack(opaque(held_x[piece], ASM), DTYPE)
+            sides = side_parts(
+                held_mask, side_ptr, piece, offs_c, again + piece * BLOCK_V, last, n_channels,
+                inner_vectors, magic, shift, dx_stride_outer, dx_stride_channel,
+                FUSED, OFFSETS_64, DTYPE, WORDS, PACK, BLOCK_V,
+            )  # fmt: skip
             gradients = ()
             for part in tl.static_range(PACK):
-                bent = (xs[part] - mean_hi[:, None, None]) * slope[:, None, None]
-                rest = (dys[part] - mean_dy[:, None, None]) - bent
+                dz, centred = pulled_back(
+                    dys[part], xs[part], sides[part],
+                    mean_hi[:, None, None], scale[:, None, None], offset[:, None, None], FUSED,
+                )  # fmt: skip
+                bent = centred * slope[:, None, None]
+                rest = (dz - mean_dy[:, None, None]) - bent
                 gradients = gradients + (scale[:, None, None] * rest,)
             put_tile(
                 dx_ptr, interleave(gradients, DTYPE), offs_c, offs_v, last,

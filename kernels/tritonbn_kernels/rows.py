@@ -17,12 +17,14 @@ from tritonbn_kernels.columns import (
     at_columns,
     channel_moments,
     channel_sum,
+    hold_masks,
     hold_rows,
     input_gradient_tiles,
     meet_tiles,
     near_mean,
     normalize_tiles,
 )
+from tritonbn_kernels.fusion import backward_vectors
 from tritonbn_kernels.gradients import finish_gradients
 from tritonbn_kernels.group import agree_on_moments, agree_on_sums
 from tritonbn_kernels.moments import inverse_std, load_channels, offset_of, two_word_sum
@@ -54,11 +56,12 @@ def block_of(item, n_channels, n_rows, n_inner, rows_per_split, splits, block_ch
 ])
 def rows_forward_kernel(
     x_ptr, gamma_ptr, beta_ptr,
-    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
+    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, residual_ptr, mask_ptr,
     partials_ptr, arrivals_ptr, barriers_ptr,
     n_channels, n_rows, n_inner, rows_per_split, splits, block_channels, x_stride, y_stride,
     count, eps, momentum,
     CUMULATIVE: tl.constexpr, GROUPED: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr,
     DTYPE: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
     PIECES: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -112,13 +115,15 @@ def rows_forward_kernel(
         again = opaque(first, ASM)
         if STREAM > 0:
             stream_normalize(
-                x_ptr, y_ptr, mean_hi, scale, offset, again + PIECES * BLOCK_N, last,
-                column, n_columns, x_stride, y_stride,
-                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+                x_ptr, y_ptr, residual_ptr, mask_ptr, mean_hi, scale, offset,
+                again + PIECES * BLOCK_N, last,
+                column, n_columns, n_channels * n_inner, x_stride, y_stride,
+                ACTIVATION, PARAMETER, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
             )  # fmt: skip
         normalize_tiles(
-            y_ptr, held, mean_hi, scale, offset, again, last, column, n_columns, y_stride,
-            DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
+            y_ptr, residual_ptr, mask_ptr, held, mean_hi, scale, offset, again, last,
+            column, n_columns, n_channels * n_inner, y_stride,
+            ACTIVATION, PARAMETER, DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
         )  # fmt: skip
 
 
@@ -128,18 +133,23 @@ def rows_forward_kernel(
     "dy_stride", "x_stride", "dx_stride",
 ])
 def rows_backward_kernel(
-    dy_ptr, x_ptr, gamma_ptr, saved_ptr,
-    dx_ptr, dgamma_ptr, dbeta_ptr, partials_ptr, barriers_ptr,
+    dy_ptr, x_ptr, gamma_ptr, beta_ptr, saved_ptr,
+    dx_ptr, dgamma_ptr, dbeta_ptr, side_ptr, dresidual_ptr, partials_ptr, barriers_ptr,
     n_channels, n_rows, n_inner, rows_per_split, splits, block_channels,
     dy_stride, x_stride, dx_stride,
     count,
     GROUPED: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, SIDE: tl.constexpr, RESTORES: tl.constexpr,
     DTYPE: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
     PIECES: tl.constexpr, STREAM: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     # fmt: on
     """dx, dgamma and dbeta (training) of the items of this program."""
+    FUSED: tl.constexpr = (ACTIVATION, PARAMETER, SIDE, RESTORES)
+    # else scale and offset are not looked at before the sums
+    RECOMPUTES: tl.constexpr = RESTORES or (ACTIVATION != "identity" and SIDE != "mask")
+    SUMMED: tl.constexpr = "evict_last" if STREAM > 0 else ""
     KEPT: tl.constexpr = "evict_first" if STREAM > 0 else ""
     items = tl.cdiv(n_channels, block_channels) * splits
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
@@ -157,21 +167,31 @@ def rows_backward_kernel(
             x_ptr, first, last, column, n_columns, x_stride,
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, PIECES, KEPT,
         )  # fmt: skip
-        mean_hi = load_channels(saved_ptr, offs_c, mask_c, 0.0, tl.float32)
-        mean_lo = load_channels(saved_ptr + n_channels, offs_c, mask_c, 0.0, tl.float32)
-        inv_std = load_channels(saved_ptr + 2 * n_channels, offs_c, mask_c, 0.0, tl.float32)
-        scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, tl.float32) * inv_std
+        held_mask = hold_masks(
+            side_ptr, first, last, column, n_columns, n_channels * n_inner,
+            FUSED, PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, PIECES,
+        )  # fmt: skip
+        mean_hi, mean_lo, inv_std, scale, offset = backward_vectors(
+            saved_ptr, gamma_ptr, beta_ptr, offs_c, mask_c, n_channels, FUSED, tl.float32
+        )
         mean_at = at_columns(mean_hi, n_inner, PACK, BLOCK_S, BLOCK_W)
+        scale_at, offset_at = mean_at, mean_at
+        if RECOMPUTES:
+            scale_at = at_columns(scale, n_inner, PACK, BLOCK_S, BLOCK_W)
+            offset_at = at_columns(offset, n_inner, PACK, BLOCK_S, BLOCK_W)
         sum_dy = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
         sum_product = tl.zeros((BLOCK_N, BLOCK_W, PACK), tl.float32)
         sum_dy, sum_product = add_tiles(
-            sum_dy, sum_product, held_dy, held_x, mean_at, DTYPE, PIECES
-        )
+            sum_dy, sum_product, held_dy, held_x, held_mask, side_ptr, dresidual_ptr,
+            mean_at, scale_at, offset_at, first, last, column, n_columns, dx_stride,
+            FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, PIECES, SUMMED,
+        )  # fmt: skip
         if STREAM > 0:
             sum_dy, sum_product = stream_sums(
-                sum_dy, sum_product, dy_ptr, x_ptr, mean_at, first + PIECES * BLOCK_N, last,
-                column, n_columns, dy_stride, x_stride,
-                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+                sum_dy, sum_product, dy_ptr, x_ptr, side_ptr, dresidual_ptr,
+                mean_at, scale_at, offset_at, first + PIECES * BLOCK_N, last,
+                column, n_columns, n_channels * n_inner, dy_stride, x_stride, dx_stride,
+                FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
             )  # fmt: skip
         sum_dy = channel_sum(sum_dy, n_inner, BLOCK_C, BLOCK_S)
         sum_product = channel_sum(sum_product, n_inner, BLOCK_C, BLOCK_S) - mean_lo * sum_dy
@@ -192,12 +212,13 @@ def rows_backward_kernel(
         again = opaque(first, ASM)
         if STREAM > 0:
             stream_input_gradient(
-                dy_ptr, x_ptr, dx_ptr, mean_at, scale, mean_dy, slope,
-                again + PIECES * BLOCK_N, last, column, n_columns, dy_stride, x_stride, dx_stride,
-                DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
+                dy_ptr, x_ptr, dx_ptr, side_ptr, mean_at, scale, offset_at, mean_dy, slope,
+                again + PIECES * BLOCK_N, last,
+                column, n_columns, n_channels * n_inner, dy_stride, x_stride, dx_stride,
+                FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, STREAM,
             )  # fmt: skip
         input_gradient_tiles(
-            dx_ptr, held_dy, held_x, mean_at, scale, mean_dy, slope, again, last,
-            column, n_columns, dx_stride,
-            DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
+            dx_ptr, held_dy, held_x, held_mask, side_ptr, mean_at, scale, offset_at, mean_dy, slope,
+            again, last, column, n_columns, dx_stride,
+            FUSED, DTYPE, ASM, VECTOR_WORDS, BLOCK_N, PIECES, KEPT,
         )  # fmt: skip

@@ -208,12 +208,14 @@ def finish_statistics(
 ])
 def statistics_kernel(
     x_ptr, gamma_ptr, beta_ptr,
-    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, partials_ptr, arrivals_ptr,
+    y_ptr, saved_ptr, running_mean_ptr, running_var_ptr, tracked_ptr, residual_ptr, mask_ptr,
+    partials_ptr, arrivals_ptr,
     n_channels, n_vectors, inner_vectors, magic, shift, vectors_per_split, splits,
     x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
     count, eps, momentum,
     EPS: tl.constexpr, MOMENTUM: tl.constexpr, CUMULATIVE: tl.constexpr,
     SAVE_VARIANCE: tl.constexpr, NORMALIZE: tl.constexpr, SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr, RUN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, OFFSETS_64: tl.constexpr, VECTORS_64: tl.constexpr,
     ACCUMULATE: tl.constexpr, VECTOR: tl.constexpr, LANES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -263,8 +265,10 @@ def statistics_kernel(
             scale = load_channels(gamma_ptr, offs_c, mask_c, 1.0, ACCUMULATE) * inv_std
             beta = load_channels(beta_ptr, offs_c, mask_c, 0.0, ACCUMULATE)
             normalize_range(
-                x_ptr, y_ptr, mean_hi, mean_lo, scale, beta, offs_c, first, last,
+                x_ptr, y_ptr, residual_ptr, mask_ptr,
+                mean_hi, mean_lo, scale, beta, offs_c, first, last,
                 n_channels, inner_vectors, magic, shift,
                 x_stride_outer, x_stride_channel, y_stride_outer, y_stride_channel,
-                True, CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
+                True, ACTIVATION, PARAMETER, RUN,
+                CHANNELS_LAST, OFFSETS_64, ACCUMULATE, VECTOR, BLOCK_V,
             )  # fmt: skip

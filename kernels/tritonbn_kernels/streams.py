@@ -11,6 +11,7 @@ import triton.language as tl
 
 from tritonbn_kernels.columns import (
     add_tiles,
+    hold_masks,
     hold_rows,
     input_gradient_tiles,
     meet_tiles,
@@ -41,7 +42,9 @@ def stream_moments(
 # fmt: off
 @triton.jit
 def stream_normalize(
-    x_ptr, y_ptr, mean_hi, scale, offset, begin, last, column, n_columns, x_stride, y_stride,
+    x_ptr, y_ptr, residual_ptr, mask_ptr, mean_hi, scale, offset, begin, last,
+    column, n_columns, row_length, x_stride, y_stride,
+    ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr,
     DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
 ):
@@ -55,7 +58,8 @@ def stream_normalize(
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
         )  # fmt: skip
         normalize_tiles(
-            y_ptr, tiles, mean_hi, scale, offset, start, last, column, n_columns, y_stride,
+            y_ptr, residual_ptr, mask_ptr, tiles, mean_hi, scale, offset, start, last,
+            column, n_columns, row_length, y_stride, ACTIVATION, PARAMETER,
             DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_first",
         )  # fmt: skip
 
@@ -63,9 +67,9 @@ def stream_normalize(
 # fmt: off
 @triton.jit
 def stream_sums(
-    sum_dy, sum_product, dy_ptr, x_ptr, mean_hi, begin, last, column, n_columns,
-    dy_stride, x_stride,
-    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    sum_dy, sum_product, dy_ptr, x_ptr, side_ptr, dresidual_ptr, mean_hi, scale, offset,
+    begin, last, column, n_columns, row_length, dy_stride, x_stride, dx_stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
 ):
     # fmt: on
@@ -79,16 +83,24 @@ def stream_sums(
             x_ptr, start, last, column, n_columns, x_stride,
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_last",
         )  # fmt: skip
-        sum_dy, sum_product = add_tiles(sum_dy, sum_product, dys, xs, mean_hi, DTYPE, STREAM)
+        masks = hold_masks(
+            side_ptr, start, last, column, n_columns, row_length,
+            FUSED, PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM,
+        )  # fmt: skip
+        sum_dy, sum_product = add_tiles(
+            sum_dy, sum_product, dys, xs, masks, side_ptr, dresidual_ptr, mean_hi, scale, offset,
+            start, last, column, n_columns, dx_stride,
+            FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, STREAM, "evict_last",
+        )  # fmt: skip
     return sum_dy, sum_product
 
 
 # fmt: off
 @triton.jit
 def stream_input_gradient(
-    dy_ptr, x_ptr, dx_ptr, mean_hi, scale, mean_dy, slope, begin, last, column, n_columns,
-    dy_stride, x_stride, dx_stride,
-    DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    dy_ptr, x_ptr, dx_ptr, side_ptr, mean_hi, scale, offset, mean_dy, slope, begin, last,
+    column, n_columns, row_length, dy_stride, x_stride, dx_stride,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, STREAM: tl.constexpr,
 ):
     # fmt: on
@@ -104,8 +116,12 @@ def stream_input_gradient(
             x_ptr, start, last, column, n_columns, x_stride,
             PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM, "evict_first",
         )  # fmt: skip
+        masks = hold_masks(
+            side_ptr, start, last, column, n_columns, row_length,
+            FUSED, PACK, BLOCK_N, BLOCK_W, VECTOR_WORDS, STREAM,
+        )  # fmt: skip
         input_gradient_tiles(
-            dx_ptr, dys, xs, mean_hi, scale, mean_dy, slope, start, last,
+            dx_ptr, dys, xs, masks, side_ptr, mean_hi, scale, offset, mean_dy, slope, start, last,
             column, n_columns, dx_stride,
-            DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_first",
+            FUSED, DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_first",
         )  # fmt: skip

@@ -1,0 +1,100 @@
+"""What a call does besides normalising, said in what its kernels are compiled for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from tritonbn_kernels.activation_names import NO_PARAMETER
+from tritonbn_kernels.layout import CHANNELS_FIRST, channel_view, empty_like_in_family
+from tritonbn_kernels.plan import ACCESS_BYTES
+from tritonbn_kernels.row_plans import row_access
+
+# activations with two slopes: with a residual, one bit an element tells the derivative
+TWO_SLOPES = frozenset({"relu", "relu6", "leaky_relu"})
+IDENTITY = ("identity", NO_PARAMETER)
+
+
+class Fused(NamedTuple):
+    """Activation and parameter, as `activation_of` has them; side: what a backward pass reads
+    besides dy and x, "" for nothing, "mask" or "residual"; restores: whether x is got back from y.
+    """
+
+    activation: str = "identity"
+    parameter: float = NO_PARAMETER
+    side: str = ""
+    restores: bool = False
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """For the kernels of a backward pass; the first two for those of a forward pass too."""
+        return {
+            "ACTIVATION": self.activation,
+            "PARAMETER": self.parameter,
+            "SIDE": self.side,
+            "RESTORES": self.restores,
+        }
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether a backward pass computes z anew, from gamma and beta."""
+        return self.restores or (self.activation != "identity" and self.side != "mask")
+
+
+UNFUSED = Fused()
+
+
+def side_of(activation: str, residual: bool) -> str:
+    """What a backward pass needs besides dy and x; the least that gives exact derivatives.
+
+    With a residual z cannot be told from x. Where the activation has two slopes one bit an element
+    tells which; elsewhere the residual is read again, which its producer often keeps anyway.
+    """
+    if not residual or activation == "identity":
+        return ""
+    return "mask" if activation in TWO_SLOPES else "residual"
+
+
+def run_of(itemsize: int) -> int:
+    """Elements of 16 bytes: those that a byte of a mask stands for where they come in such runs."""
+    return ACCESS_BYTES // itemsize
+
+
+def mask_run(x: torch.Tensor) -> int:
+    """Elements to a byte of the mask of `x`: 16 bytes where every plane, row or image that a kernel
+    reads consists of such runs, else 1. It depends on shape, strides and dtype alone."""
+    like = channel_view(empty_like_in_family(x.to("meta")))
+    view = channel_view(x)
+    assert like is not None
+    if view is None or not view.same_grouping(like):
+        # a dense copy is read
+        view = like
+    views, run = (view, like), run_of(x.element_size())
+    if min(one.vector(run) for one in views) == run:
+        return run
+    images = view.family == CHANNELS_FIRST and row_access(views, x.element_size()) == run
+    return run if images else 1
+
+
+def pack_bytes(mask: torch.Tensor, run: int) -> torch.Tensor:
+    """A mask of one byte an element as one of `run` bits a byte.
+
+    By torch's operations: for the kernels that read narrow planes one value at a time, whose
+    accesses cost far more.
+    """
+    bits = mask.view(-1, run)
+    packed = bits[:, 0].clone()
+    for number in range(1, run):
+        packed |= bits[:, number] << number
+    return packed
+
+
+def laid_out_as_output(tensor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself if its elements lie as those of an output made for the readable `x`, else a
+    dense copy that does."""
+    like = torch.empty_like(x, device="meta")
+    own = channel_view(tensor)
+    if own is not None and own == channel_view(like):
+        return tensor
+    return torch.empty_like(x).copy_(tensor)
