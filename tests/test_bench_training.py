@@ -8,10 +8,16 @@ from torch import nn
 
 import tritonbn
 from tests.inputs import DEVICE
-from tritonbn_bench import training
 from tritonbn_bench.saved import operators_of, saved_bytes
 from tritonbn_bench.summary import LARGEST_GAP, OURS, SAVED_BYTES, STEP_LAUNCHES, UNFUSED
-from tritonbn_bench.training import Outcome, Trained, activation_in, train_three, training_rows
+from tritonbn_bench.training import (
+    Outcome,
+    Trained,
+    activation_in,
+    assert_launched,
+    train_three,
+    training_rows,
+)
 from tritonbn_kernels import LaunchRecord
 
 THEIRS = Trained((2.0, 1.0), {}, 4000, 16)
@@ -74,20 +80,49 @@ def test_training_without_our_kernels_is_refused(monkeypatch: pytest.MonkeyPatch
         train_three(DEVICE.type, steps=1)
 
 
+def _launches(activation: str, count: int = 2) -> dict[str, list[LaunchRecord]]:
+    """Of `count` calls of layers in each direction."""
+    records = [LaunchRecord("kernel", (1, 1, 1), 4, {"A": activation}, None)] * count
+    return {"forward": records, "backward": records}
+
+
+RIGHT = {"torch": _launches("", 0), UNFUSED: _launches("identity"), OURS: _launches("relu")}
+
+
 @pytest.mark.parametrize(
-    ("activation", "message"),
+    ("launches", "message"),
     [
-        pytest.param(None, "4 calls of tritonbn layers to launch kernels with their", id="lost"),
-        pytest.param("relu", "leave activations to torch, got 4 launches", id="where-none-is"),
+        pytest.param(
+            {OURS: _launches("identity")},
+            "2 calls of tritonbn layers to launch kernels with their activation forward, got 0",
+            id="lost",
+        ),
+        pytest.param(
+            {OURS: {**_launches("relu"), "backward": _launches("relu", 1)["backward"]}},
+            "2 calls of tritonbn layers to launch kernels with their activation backward, got 1",
+            id="lost-backward",
+        ),
+        pytest.param(
+            {UNFUSED: _launches("identity", 1)},
+            "2 calls of tritonbn unfused layers to launch kernels forward, got 1",
+            id="torch-ran",
+        ),
+        pytest.param(
+            {UNFUSED: _launches("relu")},
+            "leave activations to torch, got 2 launches with one forward",
+            id="where-none-is",
+        ),
+        pytest.param(
+            {"torch": _launches("identity")}, "launch none of our kernels", id="not-torch"
+        ),
     ],
 )
-def test_an_activation_in_the_wrong_launches_is_refused(
-    activation: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+def test_launches_that_are_not_the_layers_own_are_refused(
+    launches: dict[str, dict[str, list[LaunchRecord]]], message: str
 ) -> None:
-    pytest.importorskip("sklearn", reason="needs scikit-learn for the digits")
-    monkeypatch.setattr(training, "activation_in", lambda _: activation)
+    assert_launched(RIGHT, 2)
     with pytest.raises(RuntimeError, match=message):
-        train_three(DEVICE.type, steps=1)
+        assert_launched({**RIGHT, **launches}, 2)
 
 
 @pytest.mark.parametrize(

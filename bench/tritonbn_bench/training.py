@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,14 @@ from .results import Row
 from .saved import operators_of, saved_bytes
 from .summary import LARGEST_GAP, OURS, SAVED_BYTES, STEP_LAUNCHES, UNFUSED
 
-__all__ = ["Outcome", "Trained", "activation_in", "train_three", "training_rows"]
+__all__ = [
+    "Outcome",
+    "Trained",
+    "activation_in",
+    "assert_launched",
+    "train_three",
+    "training_rows",
+]
 
 STEPS = 25
 _BATCH, _RATE, _MOMENTUM = 64, 0.05, 0.9
@@ -142,7 +149,7 @@ def train_three(
         isinstance(module, tritonbn.BatchNorm2d | tritonbn.BatchNorm1d)
         for module in converted.modules()
     )
-    _assert_launched(trainers, layers * steps)
+    assert_launched({kind: one.records for kind, one in trainers.items()}, layers * steps)
     found = {kind: trainer.trained(steps, *measured[kind]) for kind, trainer in trainers.items()}
     return Outcome(
         found["torch"],
@@ -166,11 +173,18 @@ def _measure(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[int, i
     return saved_bytes(loss, spare), operators_of(loss)
 
 
-def _assert_launched(trainers: dict[str, _Trainer], calls: int) -> None:
+def assert_launched(
+    launches: Mapping[str, Mapping[str, Sequence[LaunchRecord]]], calls: int
+) -> None:
     """Raise unless ours launched a kernel in each call of a layer, forward and backward: with the
-    activation in it where it belongs, and nowhere else."""
+    activation in it where it belongs, and nowhere else.
+
+    Args:
+        launches: by provider and direction
+        calls: of layers in each direction
+    """
     for kind in (UNFUSED, OURS):
-        for direction, records in trainers[kind].records.items():
+        for direction, records in launches[kind].items():
             with_activation = sum(activation_in(record) is not None for record in records)
             counted = with_activation if kind == OURS else len(records)
             what = "kernels with their activation" if kind == OURS else "kernels"
@@ -184,7 +198,7 @@ def _assert_launched(trainers: dict[str, _Trainer], calls: int) -> None:
                     f"expected {UNFUSED} layers to leave activations to torch, got "
                     f"{with_activation} launches with one {direction}"
                 )
-    if any(trainers["torch"].records.values()):
+    if any(launches["torch"].values()):
         raise RuntimeError("expected torch's layers to launch none of our kernels, got some")
 
 
