@@ -1,4 +1,4 @@
-"""Memory of a training step computed by accounting: shapes and rules, no tensors. Pure Python.
+"""Memory of a training step computed by accounting: shapes and rules, no tensors.
 
 A network is a function of an `Operators`, which hands out `Value`s. `Accounts` implements them by
 rules: what an operator allocates, what it keeps for its backward pass, and what gradients that
@@ -14,18 +14,19 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol, TypeVar
 
+from tritonbn_kernels.traffic import MASKED, mask_bytes
+
 from .cases import DTYPES
 
 __all__ = ["WAYS", "Accounts", "Operators", "Usage", "Value", "Way", "resnet", "resnet50_usage"]
 
 RESNET50_DEPTHS = (3, 4, 6, 3)
-# activations whose derivative behind a residual is one bit, and those that give back their argument
-_MASKED = ("relu", "relu6", "leaky_relu")
+# activations that give back their argument
 _INVERTIBLE = ("identity", "leaky_relu", "elu")
 # what the derivative is computed from: the result where that is enough
 _FROM_RESULT = ("relu", "relu6", "sigmoid", "tanh")
 _FROM_RESULT_IN_PLACE = (*_FROM_RESULT, "leaky_relu", "elu")
-_MASK_RUN, _VECTOR_ITEMSIZE, _INDEX_ITEMSIZE = 16, 4, 8
+_VECTOR_ITEMSIZE, _INDEX_ITEMSIZE = 4, 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Way:
         provider: whose it is
         fused: in one kernel of ours; else by torch's operators
         in_place: torch adds and activates in place where its backward pass lets it
-        memory_efficient: of an activation that can be inverted the output is kept, not the input
+        memory_efficient: where the activation can be inverted and nothing is added, BatchNorm keeps
+            the result and not its input
     """
 
     name: str
@@ -222,8 +224,8 @@ class Accounts:
         saved = [kept.storage, self._vectors(x, 3)]
         if residual is None:
             return self._record(y, saved, (x, False))
-        if activation in _MASKED:
-            saved.append(self._storage(-(-self._bytes(x) // _MASK_RUN)))
+        if activation in MASKED:
+            saved.append(self._storage(mask_bytes(prod(x.shape), self.itemsize)))
         elif activation != "identity":
             saved.append(residual.storage)
         return self._record(y, saved, (x, False), (residual, activation == "identity"))
