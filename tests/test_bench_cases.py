@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,17 +11,23 @@ from tritonbn_bench.cases import (
     DTYPES,
     RESNET50,
     Case,
+    fused_sweep_cases,
     resnet50_cases,
+    resnet50_fused_cases,
     suite,
     sweep_cases,
     vector_cases,
 )
+from tritonbn_bench.fusions import FUSIONS
+from tritonbn_bench.providers import ACTIVATIONS
+from tritonbn_kernels.activation_names import activation_of
 
 CASE = Case("forward_train", "bf16", "nchw", 32, 256, (28, 28), "sweep", "a test")
 
 
-def test_an_id_names_mode_dtype_layout_and_shape() -> None:
+def test_an_id_names_mode_dtype_layout_shape_and_what_follows() -> None:
     assert CASE.id == "forward_train/bf16/nchw/N32C256S784"
+    assert replace(CASE, fusion="add_relu").id == "forward_train/bf16/nchw/N32C256S784/add_relu"
     assert CASE.shape == (32, 256, 28, 28)
     assert CASE.numel == 32 * 256 * 784
     assert CASE.itemsize == 2
@@ -39,6 +47,18 @@ def test_a_case_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Case(mode, dtype, layout, 1, 1, plane, "sweep", "a test")
+
+
+def test_a_case_that_nothing_known_follows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fusion to be one of none, relu, add_relu.*got relu7"):
+        replace(CASE, fusion="relu7")
+
+
+def test_every_fusion_is_an_activation_that_kernels_know() -> None:
+    for name, fusion in FUSIONS.items():
+        assert activation_of(fusion.activation)[0] == fusion.activation
+        assert fusion.residual == name.startswith("add")
+        assert fusion.activation in (*ACTIVATIONS, "identity")
 
 
 def test_resnet50_has_53_layers_in_12_shapes() -> None:
@@ -76,6 +96,32 @@ def test_suites_hold_what_never_reaches_cudnn_and_real_activations() -> None:
     assert any(case.layout == "nc" for case in cases)
     assert {case.dtype for case in cases if case.data == "digits"} == set(DTYPES) - {"fp64"}
     assert any(case.dtype == "bf16" for case in resnet50_cases())
+
+
+def test_the_fused_layers_of_resnet50_are_those_that_something_follows() -> None:
+    cases = resnet50_fused_cases(dtypes=("bf16",), layouts=("nchw",), modes=("forward_train",))
+    counts: Counter[str] = Counter()
+    for case in cases:
+        counts[case.fusion] += case.count
+    assert counts == {"relu": 33, "add_relu": 16}
+    plain = resnet50_cases(dtypes=("bf16",), layouts=("nchw",), modes=("forward_train",))
+    assert {case.shape for case in cases} == {case.shape for case in plain}
+
+
+def test_the_fused_line_has_every_fusion_in_both_passes() -> None:
+    cases = fused_sweep_cases((8,), dtypes=("bf16",), layouts=("nhwc",))
+    assert {(case.mode, case.fusion) for case in cases} == {
+        (mode, fusion)
+        for mode in ("forward_train", "backward_train")
+        for fusion in ("relu", "add_relu", "silu")
+    }
+
+
+@pytest.mark.parametrize("name", ["sweep", "resnet50"])
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_a_third_or_more_of_a_suite_is_fused(name: str, quick: bool) -> None:
+    cases = suite(name, quick=quick)
+    assert 3 * sum(case.fusion != "none" for case in cases) >= len(cases)
 
 
 def test_an_unknown_suite_is_refused() -> None:

@@ -15,8 +15,8 @@ from tritonbn_bench.summary import NO_SPEED
 from tritonbn_bench.sweep import planned, time_rows
 from tritonbn_bench.tables import case_table, markdown_table
 from tritonbn_bench.timer import FakeTimer, Samples, Work
-from tritonbn_bench.training import Outcome, training_rows
-from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
+from tritonbn_bench.training import Outcome, Trained, training_rows
+from tritonbn_kernels.traffic import floor_bytes, two_read_bytes, unfused_bytes
 
 pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("matplotlib", reason="needs matplotlib")
@@ -27,17 +27,23 @@ GPU: Environment = {"device": "cuda", "gpu": "Imaginary GPU", "date": "2026-01-0
 # GB/s (1e9) of imaginary kernels
 BANDWIDTHS = {
     "tritonbn": 4000.0,
+    "tritonbn unfused": 4000.0,
     "torch": 2500.0,
     "torch channels_last": 2000.0,
     "torch.compile": 3000.0,
     "copy": 4300.0,
 }
 
+FORMULAS = {"copy": floor_bytes, "tritonbn": two_read_bytes, "torch.compile": two_read_bytes}
+TRAINED = Trained((2.0, 1.0), {}, 4000, 16)
+FUSED = Trained((2.0, 1.0 + 1e-6), {"forward with relu": 8}, 3000, 8)
+
 
 def _backend(case: Case, provider: str) -> str:
     if provider.startswith("torch") and provider != "torch.compile":
         return "ATen native" if case.dtype == "bf16" or case.layout == "nc" else "cuDNN"
-    return {"tritonbn": "triton", "torch.compile": "Inductor", "copy": "copy_"}[provider]
+    names = {"tritonbn": "triton", "tritonbn unfused": "triton, then torch"}
+    return {**names, "torch.compile": "Inductor", "copy": "copy_"}[provider]
 
 
 def fake_rows(job: str, cases: Sequence[Case]) -> list[Row]:
@@ -48,8 +54,9 @@ def fake_rows(job: str, cases: Sequence[Case]) -> list[Row]:
         for seed, name in enumerate(PROVIDERS)
     }
     for case, provider in planned(cases, list(PROVIDERS.values())):
-        formula = floor_bytes if provider.name == "copy" else two_read_bytes
-        moved = formula(case.mode, case.numel, case.channels, case.itemsize)
+        formula = FORMULAS.get(provider.name, unfused_bytes)
+        sizes = (case.numel, case.channels, case.itemsize)
+        moved = formula(case.mode, *sizes, **case.fused.formula)
         samples = timers[provider.name].measure(Work(lambda _: None, moved_bytes=moved))
         backend = _backend(case, provider.name)
         rows += time_rows(job, case, provider.name, backend, samples)
@@ -84,11 +91,35 @@ def test_a_measured_report_has_its_pictures(measured: Path) -> None:
         "throughput-backward_train-batch",
         "throughput-backward_train-channels",
         "resnet50-speedup",
+        "resnet50-fused-speedup",
     }
     text = measured.read_text()
     for name in names:
         assert f"](pictures/{name}.png)" in text
         assert (measured.parent / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fused_calls_are_compared_with_ours_unfused_and_never_averaged_with_others(
+    measured: Path,
+) -> None:
+    text = measured.read_text()
+    top = text.split("## ")[0]
+    assert "fused with what follows: " in top
+    # every case of the imaginary GPU moves what its formula says: 3R + 2W against 2R + 1W for ReLU
+    rows = [line.split(" | ") for line in text.splitlines() if "| tritonbn unfused |" in line]
+    forward = [row for row in rows if row[:3] == ["| sweep", "forward_train", "relu"]]
+    assert len(forward) == 3 * 2
+    assert all(1.3 < float(row[7]) <= 5 / 3 + 0.05 for row in forward)
+    assert {row[2] for row in rows} == {"relu", "add_relu", "silu"}
+
+
+def test_totals_with_what_follows_are_given_beside_those_of_batch_norm_alone(
+    measured: Path,
+) -> None:
+    section = measured.read_text().split("## ResNet-50 (measured)")[1].split("## ")[0]
+    alone, fused = section.split("The same layers with what follows")
+    assert "tritonbn unfused, ms" not in alone and "tritonbn unfused, ms" in fused
+    assert "![Measured speedup with what follows](pictures/resnet50-fused-speedup.png)" in fused
 
 
 def test_a_failure_is_listed_with_its_reason(measured: Path) -> None:
@@ -132,8 +163,8 @@ def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a machine without a GPU: training, traffic, one red accuracy row."""
     folder = tmp_path_factory.mktemp("unmeasured")
     run = Run(Results({"device": "cpu"}), folder, "cpu")
-    perform(["traffic"], run)
-    run.add(training_rows(Outcome((2.0, 1.0), (2.0, 1.0 + 1e-6), 16, 4, "interpreter", (), True)))
+    perform(["traffic", "fusion", "memory"], run)
+    run.add(training_rows(Outcome(TRAINED, TRAINED, FUSED, 4, "interpreter", (), True)))
     accuracy = Row(
         "accuracy", "measured", "forward_train/fp32/nchw/N1C2S4", "tritonbn", "error of y"
     )
@@ -157,6 +188,26 @@ def test_modelled_bytes_are_never_called_measured(unmeasured: Path) -> None:
     assert "![Modelled bytes" in section
 
 
+def test_what_follows_and_memory_are_called_modelled_and_accounted(unmeasured: Path) -> None:
+    text = unmeasured.read_text()
+    section = text.split("## Traffic with what follows BatchNorm (modelled)")[1].split("## ")[0]
+    assert "By formula, not measured" in section and "pictures/fusion.png" in section
+    section = text.split("## Memory (computed by accounting)")[1].split("## ")[0]
+    assert "not measured" in section and "pictures/memory.png" in section
+    top = text.split("## ")[0]
+    assert "BatchNorm of ResNet-50 with what follows it in bf16, nchw moves" in top
+    assert "Memory computed by accounting: a training step of ResNet-50, N = 256" in top
+
+
+def test_the_three_trainings_stand_side_by_side(unmeasured: Path) -> None:
+    text = unmeasured.read_text()
+    assert "16 (torch), 16 (tritonbn unfused), 8 (tritonbn)" in text.split("## ")[0]
+    section = text.split("## Training on real data (measured)")[1].split("## ")[0]
+    assert "| quantity | torch | tritonbn unfused | tritonbn | allowed |" in section
+    assert "in a step, parameters left out, bytes | 4000 | 4000 | 3000 | - |" in section
+    assert "| launches of forward with relu | - | - | 8 | - |" in section
+
+
 def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) -> None:
     text = unmeasured.read_text()
     assert "Accuracy: 0 of 1 results keep the bound" in text.split("## ")[0]
@@ -165,13 +216,13 @@ def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) ->
 
 def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform(["traffic"], run)
+    perform(["traffic", "fusion", "memory"], run)
     run.results.save(tmp_path)
     page = write_report(run.results, tmp_path)
-    picture = tmp_path / "pictures" / "traffic.png"
-    before = page.read_bytes(), picture.read_bytes()
+    pictures = [tmp_path / "pictures" / f"{name}.png" for name in ("traffic", "fusion", "memory")]
+    before = [file.read_bytes() for file in (page, *pictures)]
     write_report(Results.load(tmp_path), tmp_path)
-    assert (page.read_bytes(), picture.read_bytes()) == before
+    assert [file.read_bytes() for file in (page, *pictures)] == before
 
 
 def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
@@ -202,3 +253,20 @@ def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> 
     first = next(row for row in rows if row.mode == "forward_train" and row.space == 112**2)
     # x read once, y written once, and 9 vectors of 64 channels
     assert first.value == 2 * 4 * 64 * 64 * 112**2 + 9 * 64 * 4
+
+
+def test_modelled_bytes_with_what_follows_are_those_of_the_plan(tmp_path: Path) -> None:
+    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
+    perform(["fusion"], run)
+    rows = run.results.rows
+    assert {row.kind for row in rows} == {"modelled"}
+    # two passes in two layouts by four providers
+    assert sum(row.count or 0 for row in rows) == 2 * 2 * 4 * 53
+    first = next(row for row in rows if (row.provider, row.fusion) == ("torch", "add_relu"))
+    tensor = 64 * 256 * 56 * 56 * 2
+    assert first.mode == "forward_train" and first.space == 56 * 56
+    assert first.value == (5 + 3) * tensor + 9 * 256 * 4
+    perform(["fusion", "memory"], run)
+    assert run.results.rows[: len(rows)] == rows
+    memory = [row for row in run.results.rows if row.job == "memory"]
+    assert len({(row.key, row.quantity) for row in memory}) == len(memory) == 3 * 4 * 2

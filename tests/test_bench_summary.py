@@ -1,12 +1,15 @@
 """What rows amount to: ratios, totals, verdict and exit code."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 
+from tritonbn_bench.networks import RESNET50
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import (
     NO_SPEED,
+    chain_times,
     exit_code,
     geomean,
     network_times,
@@ -50,6 +53,44 @@ def test_network_time_counts_each_shape_as_often_as_it_occurs() -> None:
 def test_network_time_of_an_unfinished_provider_is_not_given() -> None:
     rows = [_time("tritonbn", 2.0), _time("tritonbn", 1.0, case="b"), _time("torch", 1.0)]
     assert [key[3] for key in network_times(rows)] == ["tritonbn"]
+
+
+def _chain_rows(provider: str) -> list[Row]:
+    """1 ms for every layer alone, 2 behind ReLU, 3 behind addition and ReLU."""
+    cost = {"none": 1.0, "relu": 2.0, "add_relu": 3.0}
+    return [
+        _time(
+            provider,
+            cost[fusion],
+            case=f"{layer.channels}, {layer.plane}, {fusion}",
+            channels=layer.channels,
+            space=prod(layer.plane),
+            fusion=fusion,
+        )
+        for layer in RESNET50
+        for fusion in {"none", *dict(layer.followed)}
+        if provider != "tritonbn unfused" or fusion != "none"
+    ]
+
+
+def test_time_with_what_follows_takes_each_layer_with_what_follows_it() -> None:
+    ours, unfused = _chain_rows("tritonbn"), _chain_rows("tritonbn unfused")
+    part = [row for row in _chain_rows("torch") if row.fusion != "add_relu"]
+    found = chain_times([*ours, *unfused, *part])
+    total = 33 * 2.0 + 16 * 3.0 + 4 * 1.0
+    # a rival that lacks cases has no total
+    assert found == {
+        ("forward_train", "fp32", "", name): total for name in ("tritonbn", "tritonbn unfused")
+    }
+    assert network_times(ours) == {("forward_train", "fp32", "", "tritonbn"): 12 * 1.0}
+
+
+def test_fused_cases_have_a_sentence_of_their_own() -> None:
+    plain = [_time("tritonbn", 2.0), _time("torch", 1.0)]
+    fused = [replace(row, case="b", fusion="relu", value=1.0) for row in plain]
+    sentences = verdict(Results({"device": "cuda"}, [*plain, *fused]))
+    assert sentences[0].startswith("forward train: 0.50 x the speed of torch")
+    assert sentences[1].startswith("forward train, fused with what follows: 1.00 x the speed")
 
 
 def test_modelled_bytes_are_summed_over_the_layers() -> None:
@@ -98,6 +139,7 @@ def test_the_verdict_names_the_result_nearest_to_its_bound() -> None:
     [
         pytest.param("tritonbn", "ok", 0, id="all-passed"),
         pytest.param("tritonbn", "failed", 4, id="ours-is-red"),
+        pytest.param("tritonbn unfused", "failed", 4, id="ours-unfused-is-red"),
         pytest.param("torch.compile", "failed", 0, id="a-rival-cannot-run"),
         pytest.param("tritonbn", "skipped", 0, id="an-extra-is-missing"),
     ],

@@ -13,12 +13,14 @@ from torch.nn import functional
 import tritonbn
 from tests.inputs import DEVICE
 from tritonbn_bench.cases import MODES, Case
+from tritonbn_bench.fusions import FUSIONS
 from tritonbn_bench.inputs import Inputs, make_inputs
 from tritonbn_bench.providers import (
     PROVIDERS,
     BatchNorm,
     Prepared,
     Provider,
+    composed,
     poisoned_memory,
     results_of,
     torch_backend,
@@ -26,6 +28,7 @@ from tritonbn_bench.providers import (
 from tritonbn_bench.results import Row
 from tritonbn_bench.sweep import measure, planned
 from tritonbn_bench.timer import FakeTimer
+from tritonbn_kernels.traffic import floor_bytes
 
 CASE = Case("forward_train", "fp32", "nchw", 4, 3, (2, 2), "sweep", "a test")
 
@@ -67,6 +70,35 @@ def _normalises_with_the_unbiased_variance(x: Tensor, *others: object) -> Tensor
 
 def _cannot_run(x: Tensor, *others: object) -> Tensor:
     raise NotImplementedError("no compiler here")
+
+
+def _forgets_the_residual(*arguments: object, residual: Tensor, activation: str) -> Tensor:
+    return composed(functional.batch_norm)(*arguments, residual=0 * residual, activation=activation)
+
+
+def _forgets_the_activation(*arguments: object, residual: Tensor, activation: str) -> Tensor:
+    return composed(functional.batch_norm)(*arguments, residual=residual)
+
+
+def _keeps_the_gradient_whole(*arguments: object, residual: Tensor, activation: str) -> Tensor:
+    z = composed(functional.batch_norm)(*arguments, residual=residual)
+    return z + (z.relu() - z).detach()
+
+
+@pytest.mark.parametrize(
+    ("function", "mode", "reason"),
+    [
+        pytest.param(_forgets_the_residual, "forward_train", "y: error", id="residual"),
+        pytest.param(_forgets_the_residual, "backward_train", "dresidual: error", id="gradient"),
+        pytest.param(_forgets_the_activation, "forward_train", "y: error", id="activation"),
+        pytest.param(_keeps_the_gradient_whole, "backward_train", "dx: error", id="derivative"),
+    ],
+)
+def test_what_is_lost_of_a_fusion_is_found(function: BatchNorm, mode: str, reason: str) -> None:
+    case = replace(CASE, mode=mode, fusion="add_relu")
+    (row,) = _measure(case, _provider("planted", function))
+    assert (row.status, row.value, row.fusion) == ("failed", None, "add_relu")
+    assert reason in row.reason
 
 
 @pytest.mark.parametrize(
@@ -115,6 +147,31 @@ def test_providers_pass_the_gate_in_every_mode_and_layout(
     assert [row.reason for row in rows] == [""] * len(rows)
     rival = "torch channels_last" if layout == "nhwc" else "torch"
     assert [row.provider for row in rows] == ["tritonbn", rival, "copy"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if name != "none"])
+def test_fused_cases_have_ours_unfused_for_a_rival_too(mode: str, fusion: str) -> None:
+    case = replace(CASE, mode=mode, fusion=fusion, dtype="bf16")
+    providers = [provider for provider in PROVIDERS.values() if not provider.slow]
+    rows = [row for row in _measure(case, *providers) if row.quantity == "time"]
+    assert [row.reason for row in rows] == [""] * len(rows)
+    assert [row.provider for row in rows] == ["tritonbn", "tritonbn unfused", "torch", "copy"]
+    plain = floor_bytes(mode, case.numel, case.channels, case.itemsize)
+    more = floor_bytes(mode, case.numel, case.channels, case.itemsize, **case.fused.formula)
+    assert {row.floor_bytes for row in rows} == {more} and more >= plain
+
+
+def test_torch_adds_and_rectifies_in_place() -> None:
+    inputs = make_inputs(replace(CASE, fusion="add_relu"), "cpu")
+    made: list[Tensor] = []
+
+    def batch_norm(*arguments: Any) -> Tensor:
+        made.append(functional.batch_norm(*arguments))
+        return made[-1]
+
+    y = results_of(composed(batch_norm), inputs, "forward_train")["y"]
+    assert y.data_ptr() == made[0].data_ptr()
 
 
 def test_tritonbn_gets_no_figure_where_torch_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +253,17 @@ def test_poison_is_gone_after_its_block() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_every_provider_is_measured_on_the_gpu(mode: str, dtype: str) -> None:
+@pytest.mark.parametrize("fusion", ["none", "add_relu"])
+def test_every_provider_is_measured_on_the_gpu(mode: str, dtype: str, fusion: str) -> None:
     from tritonbn_bench.timer import CudaTimer
 
-    case = Case(mode, dtype, "nchw", 8, 64, (28, 28), "sweep", "a test")
+    case = Case(mode, dtype, "nchw", 8, 64, (28, 28), "sweep", "a test", fusion=fusion)
     rows: list[Row] = []
     pairs = planned([case], list(PROVIDERS.values()))
     measure("sweep", pairs, CudaTimer(budget_ms=20), "cuda", rows.extend)
     times = {row.provider: row for row in rows if row.quantity == "time"}
+    more = ["tritonbn unfused"] if fusion != "none" else []
     assert {name: row.reason for name, row in times.items()} == {
-        name: "" for name in ("tritonbn", "torch", "copy", "torch.compile")
+        name: "" for name in ("tritonbn", "torch", "copy", "torch.compile", *more)
     }
     assert times["torch"].backend == ("cuDNN" if dtype == "fp32" else "ATen native")

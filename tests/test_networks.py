@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections import Counter
 from math import prod
 
 import pytest
 
 from tritonbn_bench import cases
+from tritonbn_bench.fusions import FUSIONS
 from tritonbn_bench.networks import EXTREMES, NETWORKS, Layer
 
 # (BatchNorm layers, their parameters, outputs of them all for one sample in millions): counts by
@@ -59,8 +61,45 @@ def test_names_tell_as_many_layers_as_are_counted(key: str) -> None:
 
 def test_resnet50_is_written_as_in_its_table() -> None:
     assert cases.RESNET50 == NETWORKS["resnet50"].layers
-    assert Layer("layer2.1-3.bn1, layer2.*.bn2", 128, (28, 28), 7) in cases.RESNET50
-    assert Layer("layer3.*.bn3, layer3.0.downsample.1", 1024, (14, 14), 7) in cases.RESNET50
+    relu = (("relu", 7),)
+    assert Layer("layer2.1-3.bn1, layer2.*.bn2", 128, (28, 28), 7, relu) in cases.RESNET50
+    # six blocks take the shortcut before their ReLU, one shortcut has a BatchNorm of its own
+    added = (("add_relu", 6), ("none", 1))
+    name = "layer3.*.bn3, layer3.0.downsample.1"
+    assert Layer(name, 1024, (14, 14), 7, added) in cases.RESNET50
+
+
+# BatchNorms by what follows them: ResNets by stages x blocks, MobileNetV2 with its ten shortcuts
+FOLLOWED = {
+    "resnet18": {"relu": 9, "add_relu": 8, "none": 3},
+    "resnet50": {"relu": 33, "add_relu": 16, "none": 4},
+    "resnet101": {"relu": 67, "add_relu": 33, "none": 4},
+    "mobilenet_v2": {"relu6": 35, "add": 10, "none": 7},
+    "efficientnet_b0": {"silu": 33, "none": 16},
+    "densenet121": {"relu": 121},
+    "unet": {"relu": 18},
+    "resnet3d18": {"relu": 9, "add_relu": 8, "none": 3},
+    "mlp": {"sigmoid": 3, "relu": 4},
+}
+
+
+@of_every_network
+def test_what_follows_each_layer_is_counted(key: str) -> None:
+    counts: Counter[str] = Counter()
+    for layer in NETWORKS[key].layers:
+        assert sum(count for _, count in layer.followed) == layer.count
+        counts.update(dict(layer.followed))
+    assert counts == FOLLOWED[key]
+    assert set(counts) <= set(FUSIONS)
+
+
+def test_half_of_resnet50_is_followed_by_an_addition_and_relu() -> None:
+    sizes: Counter[str] = Counter()
+    for layer in cases.RESNET50:
+        for fusion, count in layer.followed:
+            sizes[fusion] += count * layer.channels * prod(layer.plane)
+    shares = {name: round(100 * size / sizes.total()) for name, size in sizes.items()}
+    assert shares == {"relu": 37, "add_relu": 50, "none": 14}
 
 
 def test_planes_of_the_last_layers() -> None:

@@ -127,6 +127,74 @@ def test_json_holds_what_the_table_shows(ask: Ask) -> None:
     assert f"{1e6 * record['forward']['total']['seconds']:.0f}" in text
 
 
+# ms forward and backward of ResNet-50 in bf16 at N = 256 on a device that copies 4.3 TB/s, worked
+# out by hand: 11.11 M outputs an image, half of them before add + ReLU, 37 % before ReLU
+BY_HAND = {
+    "two reads, operators": (8.23, 10.05),
+    "one read, operators": (6.91, 7.40),
+    "one read, fused": (3.34, 4.67),
+}
+
+
+def test_totals_with_what_follows_are_those_worked_out_by_hand(ask: Ask) -> None:
+    _, out, _ = ask("resnet50", "--batch", "256", "--fused", "--device", "h200", "--json")
+    record = json.loads(out)
+    for way, pair in BY_HAND.items():
+        found = [1e3 * record[name]["at_copy_speed"][way] for name in ("forward", "backward")]
+        assert found == pytest.approx(pair, rel=0.01)
+
+
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_one_kernel_is_expected_to_beat_operators_in_every_network(network: str, ask: Ask) -> None:
+    code, out, err = ask(network, "--batch", "64", "--fused", "--device", "h200", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    for name in ("forward", "backward"):
+        layers, total = record[name]["layers"], record[name]["total"]
+        assert sum(layer["count"] for layer in layers) == sum(
+            layer.count for layer in NETWORKS[network].layers
+        )
+        assert total["fused_bytes"] == sum(x["count"] * x["fused_bytes"] for x in layers)
+        assert total["floor_seconds"] < total["fused_seconds"] < total["unfused_seconds"]
+        assert total["unfused_seconds"] < total["torch_seconds"]
+        for layer in layers:
+            assert layer["floor_bytes"] <= layer["fused_bytes"] <= layer["unfused_bytes"] + 1e5
+            if layer["followed_by"] == "none":
+                assert layer["fused_seconds"] == layer["unfused_seconds"]
+
+
+def test_a_plan_that_reads_twice_reads_the_mask_twice(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bytes_of(mode: str) -> tuple[float, float]:
+        clear_cache()
+        _, out, _ = ask("256", "64", "56", "56", "--fused", "--device", "h200", "--json")
+        layers = json.loads(out)[mode]["layers"]
+        added = next(layer for layer in layers if layer["followed_by"] == "add_relu")
+        alone = next(layer for layer in layers if layer["followed_by"] == "relu")
+        return added["fused_bytes"] - alone["fused_bytes"], alone["fused_bytes"]
+
+    tensor = 256 * 64 * 56 * 56 * 2
+    # but for beta, 64 words that an activation alone reads
+    assert bytes_of("backward")[0] == pytest.approx(tensor * (1 + 1 / 16), abs=300)
+    monkeypatch.setenv("TRITONBN_PLAN", "two_read")
+    assert bytes_of("backward")[0] == pytest.approx(tensor * (1 + 2 / 16), abs=300)
+    assert bytes_of("forward")[0] == pytest.approx(tensor * (1 + 1 / 16), abs=300)
+
+
+def test_the_table_of_what_follows_has_rows_shares_and_totals(ask: Ask) -> None:
+    code, out, err = ask("resnet50", "--batch", "256", "--fused")
+    assert (code, err) == (0, "")
+    assert "share of the bytes of BatchNorm by what follows: ReLU 37%, add + ReLU 50%" in out
+    assert out.count("modelled, not measured") == 4
+    row = next(line for line in out.splitlines() if line.startswith("256x1024x14x14"))
+    assert row.split()[1:5] == ["6", "add", "+", "ReLU"]
+    for way in ("torch, expected", "fused, expected", "one read, fused, at the speed of a copy"):
+        assert f"\n{way}" in out
+    _, out, _ = ask("8", "64", "--fused")
+    assert "followed by" in out and "all layers" not in out
+
+
 def test_without_a_gpu_an_h200_is_planned_for_and_it_is_said(ask: Ask) -> None:
     _, out, _ = ask("8", "64")
     assert "\nno GPU is visible: planned for an H200 (see --device)\n" in out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from tritonbn import reference
 from .budget import Budget, error, mean_budget, sum_budget, value_budget
 from .cases import MODES, Case
 from .inputs import Inputs, make_inputs
-from .providers import poisoned_memory, results_of, torch_backend
+from .providers import ACTIVATIONS, composed, poisoned_memory, results_of, torch_backend
 from .results import Row
 
 __all__ = ["DATA", "Verdict", "accuracy_cases", "accuracy_rows", "judge"]
@@ -25,6 +25,9 @@ __all__ = ["DATA", "Verdict", "accuracy_cases", "accuracy_rows", "judge"]
 DATA = ("digits", "mean/std=0", "mean/std=100", "mean/std=1e4", "mean/std=1e6", "constant")
 _PLANES = {"nchw": (8, 8), "nhwc": (8, 8), "nc": ()}
 _BATCH, _CHANNELS = 32, 8
+# what follows BatchNorm in the fused cases, and their data: conditioning is BatchNorm's own matter
+FUSED = ("relu", "add_relu", "silu", "add_silu")
+FUSED_DATA = ("mean/std=0", "mean/std=100")
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,14 @@ class Verdict:
 
 
 def accuracy_cases(*, quick: bool = False) -> tuple[Case, ...]:
-    """Small cases in every dtype and layout, well and badly conditioned.
+    """Small cases in every dtype and layout, well and badly conditioned, then with each fusion.
 
     Args:
         quick: training in fp32 and bf16 only
     """
     modes = MODES[:2] if quick else MODES
     dtypes = ("fp32", "bf16") if quick else ("fp32", "fp16", "bf16", "fp64")
-    return tuple(
+    plain = [
         Case(
             mode,
             dtype,
@@ -76,7 +79,14 @@ def accuracy_cases(*, quick: bool = False) -> tuple[Case, ...]:
         for layout, plane in _PLANES.items()
         for mode in modes
         if not (data == "digits" and layout == "nc")
-    )
+    ]
+    fused = [
+        replace(case, fusion=fusion)
+        for case in plain
+        for fusion in FUSED
+        if case.data in FUSED_DATA and case.layout != "nc"
+    ]
+    return (*plain, *fused)
 
 
 def judge(
@@ -107,15 +117,16 @@ def _oracle(
     """Exact results by name, and the budget of each."""
     training = mode.endswith("train")
     with torch.no_grad():
-        x, gamma, beta = (leaf.detach() for leaf in inputs.leaves)
+        x, gamma, beta = inputs.x, inputs.gamma, inputs.beta
         running = (inputs.running_mean, inputs.running_var)
         exact = reference.forward(x, gamma, beta, *running, training, inputs.momentum, inputs.eps)
         per_channel = (1, -1, *[1] * (x.dim() - 2))
         centred = x.double() - exact.mean.view(per_channel)
+        y, dz = _behind(inputs, exact.y)
         if mode.startswith("backward"):
-            return _gradients(inputs, exact, centred, training, torch_results)
-        oracle = {"y": exact.y}
-        budgets = {"y": value_budget(exact.y, torch_results["y"], x.dtype)}
+            return _gradients(inputs, exact, centred, dz, training, torch_results)
+        oracle = {"y": y}
+        budgets = {"y": value_budget(y, torch_results["y"], x.dtype)}
         if training and exact.running_mean is not None and exact.running_var is not None:
             dtype = inputs.running_mean.dtype
             shift = inputs.momentum * centred
@@ -134,21 +145,40 @@ def _oracle(
     return oracle, budgets
 
 
+def _behind(inputs: Inputs, normalised: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact y, and the gradient of what BatchNorm made of x.
+
+    Args:
+        inputs: dy, residual and what follows are read
+        normalised: `(N, C, *S)`, float64
+    """
+    z = normalised if inputs.residual is None else normalised + inputs.residual.double()
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        # a copy, for some of them work in place
+        y = ACTIVATIONS[inputs.fusion.activation](leaf.clone())
+        (dz,) = torch.autograd.grad(y, leaf, inputs.dy.double())
+    return y.detach(), dz
+
+
 def _gradients(
     inputs: Inputs,
     exact: reference.Forward,
     centred: Tensor,
+    dz: Tensor,
     training: bool,
     torch_results: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Budget]]:
-    x, gamma, dy = inputs.x.detach(), inputs.gamma.detach(), inputs.dy
-    gradients = reference.backward(dy, x, gamma, exact.mean, exact.inv_std, training)
-    oracle = gradients._asdict()
+    x, gamma = inputs.x, inputs.gamma
+    gradients = reference.backward(dz, x, gamma, exact.mean, exact.inv_std, training)
+    oracle = {**gradients._asdict(), "dresidual": dz}
     xhat = centred * exact.inv_std.view(1, -1, *[1] * (x.dim() - 2))
-    budgets = {"dx": value_budget(oracle["dx"], torch_results["dx"], x.dtype)}
-    for name, summand in (("dgamma", dy.double() * xhat), ("dbeta", dy.double())):
+    budgets: dict[str, Budget] = {}
+    for name in inputs.leaves.keys() & {"dx", "dresidual"}:
+        budgets[name] = value_budget(oracle[name], torch_results[name], x.dtype)
+    for name, summand in (("dgamma", dz * xhat), ("dbeta", dz)):
         budgets[name] = sum_budget(oracle[name], torch_results[name], gamma.dtype, summand, x.dtype)
-    return oracle, budgets
+    return oracle, {name: budgets[name] for name in inputs.leaves}
 
 
 def accuracy_rows(case: Case, device: str) -> list[Row]:
@@ -163,7 +193,7 @@ def accuracy_rows(case: Case, device: str) -> list[Row]:
         raise RuntimeError(f"tritonbn hands {case.id} to torch: nothing of ours to measure")
     with poisoned_memory():
         ours = results_of(tritonbn.batch_norm, inputs, case.mode)
-        theirs = results_of(functional.batch_norm, inputs, case.mode)
+        theirs = results_of(composed(functional.batch_norm), inputs, case.mode)
     rival = torch_backend(inputs, case.mode.endswith("train"))
     rows: list[Row] = []
     for verdict in judge(inputs, case.mode, ours, theirs):
@@ -192,6 +222,7 @@ def _row(case: Case, verdict: Verdict, provider: str, backend: str) -> Row:
         space=case.space,
         data=case.data,
         origin=case.origin,
+        fusion=case.fusion,
         backend=backend,
         status="failed" if failed else "ok",
         reason=verdict.reason if failed else "",

@@ -1,16 +1,19 @@
 """What is measured: declared shapes with their origin. Pure Python: no torch, no device.
 
-A case is one BatchNorm call: mode, dtype, layout and shape. Three suites are declared here: two
-lines through the batch x channels plane, the BatchNorm layers of ResNet-50, and shapes without a
-plane (fully connected layers, real activations).
+A case is one BatchNorm call with what follows it: mode, dtype, layout, shape and fusion. The suites
+declared here: two lines through the batch x channels plane, one of them with activation and
+residual too, the BatchNorm layers of ResNet-50, alone and with what follows them there, and shapes
+without a plane (fully connected layers, real activations).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from .fusions import NONE, Fusion, fusion_of
 from .networks import RESNET50, Layer
 
 __all__ = [
@@ -18,9 +21,12 @@ __all__ = [
     "LAYOUTS",
     "MODES",
     "RESNET50",
+    "RESNET50_BATCH",
     "Case",
     "Layer",
+    "fused_sweep_cases",
     "resnet50_cases",
+    "resnet50_fused_cases",
     "suite",
     "sweep_cases",
     "vector_cases",
@@ -37,7 +43,8 @@ SWEEP_CHANNELS = (3, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # both lines cross at the shape of ResNet-50's third stage
 SWEEP_BATCH, SWEEP_CHANNEL, SWEEP_PLANE = 32, 256, (28, 28)
 RESNET50_BATCH = 64
-
+# of the fused line: the two that networks have most, and one activation without a kink
+SWEEP_FUSIONS = ("relu", "add_relu", "silu")
 
 # (batch, channels, origin) of inputs without a plane
 VECTORS = (
@@ -49,7 +56,7 @@ VECTORS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One BatchNorm call to be measured.
+    """One call to be measured: BatchNorm, and what follows it.
 
     Attributes:
         mode: one of MODES
@@ -63,6 +70,7 @@ class Case:
         origin: where the shape comes from
         count: how many layers of the origin have it
         data: "normal" (random, mean away from zero) or "digits" (real activations)
+        fusion: key of `fusions.FUSIONS`, what follows BatchNorm in the call
     """
 
     mode: str
@@ -75,6 +83,7 @@ class Case:
     origin: str
     count: int = 1
     data: str = "normal"
+    fusion: str = NONE
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -84,8 +93,14 @@ class Case:
         ):
             if value not in allowed:
                 raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value}")
+        fusion_of(self.fusion)
         if len(self.layout) != len(self.plane) + 2:
             raise ValueError(f"expected {len(self.layout) - 2} axes after C, got {self.plane}")
+
+    @property
+    def fused(self) -> Fusion:
+        """What follows BatchNorm."""
+        return fusion_of(self.fusion)
 
     @property
     def space(self) -> int:
@@ -111,7 +126,8 @@ class Case:
     def id(self) -> str:
         """Name that results, baselines and pictures share."""
         size = f"N{self.batch}C{self.channels}S{self.space}"
-        return f"{self.mode}/{self.dtype}/{self.layout}/{size}"
+        behind = "" if self.fusion == NONE else f"/{self.fusion}"
+        return f"{self.mode}/{self.dtype}/{self.layout}/{size}{behind}"
 
 
 def sweep_cases(
@@ -139,6 +155,33 @@ def sweep_cases(
     )
 
 
+def fused_sweep_cases(
+    batches: Sequence[int] = SWEEP_BATCHES,
+    dtypes: Sequence[str] = SWEEP_DTYPES,
+    layouts: Sequence[str] = ("nchw", "nhwc"),
+) -> tuple[Case, ...]:
+    """Cases along the line of batch sizes with each of SWEEP_FUSIONS behind BatchNorm; arguments as
+    `sweep_cases`."""
+    return tuple(
+        Case(
+            mode,
+            dtype,
+            layout,
+            batch,
+            SWEEP_CHANNEL,
+            SWEEP_PLANE,
+            "sweep",
+            "line of batch sizes",
+            fusion=fusion,
+        )
+        for layout in layouts
+        for dtype in dtypes
+        for mode in TRAINING_MODES
+        for fusion in SWEEP_FUSIONS
+        for batch in batches
+    )
+
+
 def resnet50_cases(
     batch: int = RESNET50_BATCH,
     dtypes: Sequence[str] = SWEEP_DTYPES,
@@ -162,6 +205,23 @@ def resnet50_cases(
         for dtype in dtypes
         for mode in modes
         for layer in RESNET50
+    )
+
+
+def resnet50_fused_cases(
+    batch: int = RESNET50_BATCH,
+    dtypes: Sequence[str] = SWEEP_DTYPES,
+    layouts: Sequence[str] = ("nchw", "nhwc"),
+    modes: Sequence[str] = TRAINING_MODES,
+) -> tuple[Case, ...]:
+    """The layers of `resnet50_cases` that something follows, each with what follows it there."""
+    return tuple(
+        replace(case, fusion=fusion, count=count)
+        for case in resnet50_cases(batch, dtypes, layouts, modes)
+        for layer in RESNET50
+        if (layer.channels, layer.plane) == (case.channels, case.plane)
+        for fusion, count in layer.followed
+        if fusion != NONE
     )
 
 
@@ -205,10 +265,14 @@ def suite(name: str, *, quick: bool = False) -> tuple[Case, ...]:
     layouts = ("nchw",) if quick else ("nchw", "nhwc")
     if name == "sweep":
         step = 3 if quick else 1
-        lines = sweep_cases(SWEEP_BATCHES[::step], SWEEP_CHANNELS[::step], dtypes, layouts)
-        return (*lines, *vector_cases(dtypes))
+        batches = SWEEP_BATCHES[::step]
+        lines = sweep_cases(batches, SWEEP_CHANNELS[::step], dtypes, layouts)
+        # four batch sizes with each fusion are enough to see a slope
+        fused = fused_sweep_cases(SWEEP_BATCHES[::3], dtypes, layouts)
+        return (*lines, *fused, *vector_cases(dtypes))
     if name == "resnet50":
-        return resnet50_cases(dtypes=dtypes, layouts=layouts)
+        options: dict[str, Any] = {"dtypes": dtypes, "layouts": layouts}
+        return (*resnet50_cases(**options), *resnet50_fused_cases(**options))
     raise ValueError(f"expected a suite to be sweep or resnet50, got {name}")
 
 

@@ -21,7 +21,7 @@ __all__ = ["main"]
 # exit codes; an interrupted run follows the shell's convention for SIGINT
 PASSED, USAGE, INTERRUPTED = 0, 2, 130
 DEFAULT_OUT = Path("out/report")
-JOBS = ("accuracy", "training", "traffic", "host", "resnet50", "sweep")
+JOBS = ("accuracy", "training", "traffic", "fusion", "memory", "host", "resnet50", "sweep")
 ALIASES = {"speed": ("resnet50", "sweep")}
 EXIT_CODES = """exit codes:
   0    done (or time is over: repeat with --resume), every check of tritonbn passed
@@ -40,6 +40,7 @@ reported, and no speed is.
 PLAN_EXAMPLES = """examples:
   tritonbn-bench plan resnet50 --batch 256 --layout nhwc    every layer of a network
   tritonbn-bench plan 32 64 56 56 --dtype fp32              one shape, N C H W
+  tritonbn-bench plan resnet50 --batch 256 --fused          with additions and activations
   TRITONBN_PLAN=two_read tritonbn-bench plan resnet18       the same with a plan pinned
 
 networks: resnet18, resnet50, resnet101, mobilenet_v2, efficientnet_b0, densenet121, unet,
@@ -153,7 +154,8 @@ def _add_plan(verbs: Any, raw: type[argparse.HelpFormatter]) -> None:
     plan = verbs.add_parser(
         "plan",
         help="print which kernels a network or a shape gets, and what is expected of them",
-        description="Print the plan of every BatchNorm layer, its modelled traffic and time.",
+        description="Print the plan of every BatchNorm layer, its modelled traffic and time; with "
+        "--fused those of the layer and what follows it.",
         epilog=PLAN_EXAMPLES,
         formatter_class=raw,
     )
@@ -179,16 +181,24 @@ def _add_plan(verbs: Any, raw: type[argparse.HelpFormatter]) -> None:
         help="mig16: a slice of 16 SMs; local: this machine's GPU, the default if there is one, "
         "else h200",
     )
+    plan.add_argument(
+        "--fused",
+        action="store_true",
+        help="with what follows each BatchNorm, in the same kernel and as operators of its own",
+    )
     plan.add_argument("--json", action="store_true", help="print figures for a program")
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from .plan_table import as_json, as_text, device_of, request
+    from . import fused_table, plan_table
 
+    table = fused_table if options.fused else plan_table
     try:
-        device, remark = device_of(options.device)
-        wanted = request(options.what, options.batch, options.dtype, options.layout, device)
-        print((as_json if options.json else as_text)(wanted, remark))
+        device, remark = plan_table.device_of(options.device)
+        wanted = plan_table.request(
+            options.what, options.batch, options.dtype, options.layout, device
+        )
+        print((table.as_json if options.json else table.as_text)(wanted, remark))
     except ValueError as error:
         raise UsageError(str(error)) from error
     return PASSED

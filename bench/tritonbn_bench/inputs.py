@@ -1,13 +1,22 @@
-"""Tensors for a case: random with a mean away from zero, ill-conditioned, or real activations."""
+"""Tensors for a case: random with a mean away from zero, ill-conditioned, or real activations.
+
+Where an activation has a kink, the rounding of its argument z decides which derivative an element
+near the kink takes, and no result could be held against another's. There, where |z - kink| is below
+16 roundings of z's terms in the arithmetic and one in the dtype (torch rounds between operators),
+dy is 0: either derivative then gives the same gradients.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from tritonbn import reference
+
 from .cases import Case
+from .fusions import PLAIN, Fusion
 
 __all__ = ["TORCH_DTYPES", "Inputs", "digits_activations", "digits_images", "make_inputs"]
 
@@ -18,18 +27,22 @@ TORCH_DTYPES = {
     "fp64": torch.float64,
 }
 _MEMORY_FORMATS = {"nhwc": torch.channels_last, "ndhwc": torch.channels_last_3d}
+# where the derivative jumps
+_KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0)}
 # largest mean of an ill-conditioned input: below fp16's 65504
 _LARGEST_MEAN = 1e4
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Operands of one BatchNorm call.
+    """Operands of one BatchNorm call, and of what follows it.
 
     Attributes:
         x, dy: shape of the case, its dtype and layout
         gamma, beta, running_mean, running_var: `(C,)`, fp32 (fp64 for fp64 x)
         momentum, eps: torch's defaults
+        fusion: what follows
+        residual: as x, where the fusion adds one
     """
 
     x: Tensor
@@ -40,11 +53,14 @@ class Inputs:
     running_var: Tensor
     momentum: float = 0.1
     eps: float = 1e-5
+    fusion: Fusion = PLAIN
+    residual: Tensor | None = None
 
     @property
-    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gradients are taken for: x, gamma, beta."""
-        return (self.x, self.gamma, self.beta)
+    def leaves(self) -> dict[str, Tensor]:
+        """What gradients are taken for, by the name of the gradient."""
+        leaves = {"dx": self.x, "dgamma": self.gamma, "dbeta": self.beta}
+        return leaves if self.residual is None else {**leaves, "dresidual": self.residual}
 
 
 def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
@@ -70,14 +86,46 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
 
     x = activation(_values(case, device, random))
     dy = activation(torch.randn(case.shape, generator=random, device=device) + 0.1)
-    return Inputs(
-        x=x.requires_grad_(),
+    inputs = Inputs(
+        x=x,
         dy=dy,
-        gamma=uniform(0.5, 1.5).requires_grad_(),
-        beta=uniform(-1.0, 1.0).requires_grad_(),
+        gamma=uniform(0.5, 1.5),
+        beta=uniform(-1.0, 1.0),
         running_mean=uniform(-1.0, 1.0),
         running_var=uniform(0.5, 2.0),
+        fusion=case.fused,
     )
+    if case.fused.residual:
+        values = torch.randn(case.shape, generator=random, device=device)
+        inputs = replace(inputs, residual=activation(values))
+    if case.mode.startswith("backward") and case.fused.activation in _KINKS:
+        dy.masked_fill_(_near_a_kink(inputs, case.mode.endswith("train")), 0.0)
+    for leaf in inputs.leaves.values():
+        leaf.requires_grad_()
+    return inputs
+
+
+def _near_a_kink(inputs: Inputs, training: bool) -> Tensor:
+    """Where rounding decides which derivative the activation takes, `(N, C, *S)`, bool."""
+    exact = reference.forward(
+        inputs.x,
+        inputs.gamma,
+        inputs.beta,
+        inputs.running_mean,
+        inputs.running_var,
+        training,
+        inputs.momentum,
+        inputs.eps,
+    )
+    beta = inputs.beta.double().view(1, -1, *[1] * (inputs.x.dim() - 2))
+    z, terms = exact.y, (exact.y - beta).abs() + beta.abs()
+    if inputs.residual is not None:
+        z, terms = z + inputs.residual.double(), terms + inputs.residual.double().abs()
+    eps = torch.finfo(inputs.x.dtype).eps + 16 * torch.finfo(inputs.gamma.dtype).eps
+    near = torch.zeros_like(inputs.x, dtype=torch.bool)
+    for kink in _KINKS[inputs.fusion.activation]:
+        near |= (z - kink).abs() <= eps * (terms + abs(kink))
+    return near
 
 
 def _values(case: Case, device: str, random: torch.Generator) -> Tensor:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from .cases import Case, resnet50_cases, suite
+from .cases import RESNET50, RESNET50_BATCH, Case, resnet50_cases, suite
 from .progress import progress
 from .results import Results, Row
-from .summary import HOST_DIFFERENCE
+from .summary import HOST_DIFFERENCE, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED
 
 __all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
 
@@ -26,6 +26,9 @@ _SAVE_SECONDS = 5.0
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
 HOST_QUANTITY = "host time"
+# of the memory job: the network's own activation, one that can be inverted, one without a kink
+MEMORY_ACTIVATIONS = ("relu", "leaky_relu", "silu")
+MEMORY_BATCH = 256
 _NO_DIGITS = "scikit-learn, which brings the digits, is missing"
 
 
@@ -107,7 +110,7 @@ def _accuracy(run: Run) -> None:
 
 
 def _training(run: Run) -> None:
-    from .training import STEPS, train_pair, training_rows
+    from .training import STEPS, train_three, training_rows
 
     case = "SimpleCNN on digits"
     if ("training", case, "digits", "tritonbn") in run.results.done():
@@ -117,7 +120,7 @@ def _training(run: Run) -> None:
         run.add([replace(gap, status="skipped", reason=_NO_DIGITS)])
         return
     with progress("training", STEPS) as advance:
-        outcome = train_pair(run.device, on_step=advance)
+        outcome = train_three(run.device, on_step=advance)
     run.add(training_rows(outcome))
 
 
@@ -140,26 +143,97 @@ def _traffic(run: Run) -> None:
             "torch": expected.two_read_bytes,
         }
         for provider, value in moved.items():
-            row = Row(
-                job="traffic",
-                kind="modelled",
-                case=case.id,
-                provider=provider,
-                quantity="bytes moved",
-                unit="bytes",
-                value=float(value),
-                mode=case.mode,
-                dtype=case.dtype,
-                layout=case.layout,
-                batch=case.batch,
-                channels=case.channels,
-                space=case.space,
-                data=case.data,
-                origin=case.origin,
-                count=case.count,
-            )
+            row = _moved_row("traffic", case, provider, value)
             if row.key not in done:
                 run.add([row])
+
+
+def _fusion(run: Run) -> None:
+    """Modelled bytes of ResNet-50's BatchNorm layers with what follows them."""
+    from tritonbn_kernels.outlook import H200
+
+    from .fused_table import chains
+    from .plan_table import PASSES, Request
+
+    done = run.results.done()
+    for layout in ("nchw", "nhwc"):
+        wanted = Request("ResNet-50", RESNET50, RESNET50_BATCH, "bf16", layout, H200)
+        for mode, tensors in PASSES.values():
+            for chain in chains(wanted, mode, tensors):
+                layer = chain.layer
+                case = Case(
+                    mode,
+                    wanted.dtype,
+                    layout,
+                    wanted.batch,
+                    layer.channels,
+                    layer.plane,
+                    "resnet50",
+                    f"ResNet-50: {layer.names}",
+                    chain.count,
+                    fusion=chain.fusion.name,
+                )
+                moved = {
+                    "floor": chain.floor_bytes,
+                    OURS: chain.fused_bytes,
+                    UNFUSED: chain.unfused_bytes,
+                    "torch": chain.torch_bytes,
+                }
+                for provider, value in moved.items():
+                    row = _moved_row("fusion", case, provider, value)
+                    if row.key not in done:
+                        run.add([row])
+
+
+def _memory(run: Run) -> None:
+    """Memory of a training step of ResNet-50, computed by accounting."""
+    from .memory import WAYS, resnet50_usage
+
+    done = run.results.done()
+    for activation in MEMORY_ACTIVATIONS:
+        for way in WAYS:
+            used = resnet50_usage(way, MEMORY_BATCH, "bf16", activation)
+            rows = [
+                Row(
+                    "memory",
+                    "modelled",
+                    "ResNet-50 training step",
+                    way.provider,
+                    quantity,
+                    unit="bytes",
+                    value=float(value),
+                    dtype="bf16",
+                    batch=MEMORY_BATCH,
+                    data=activation,
+                    origin="computed by accounting",
+                    backend=way.name,
+                )
+                for quantity, value in ((SAVED_BYTES, used.saved), (PEAK_BYTES, used.peak))
+            ]
+            if rows[0].key not in done:
+                run.add(rows)
+
+
+def _moved_row(job: str, case: Case, provider: str, value: int) -> Row:
+    return Row(
+        job=job,
+        kind="modelled",
+        case=case.id,
+        provider=provider,
+        quantity="bytes moved",
+        unit="bytes",
+        value=float(value),
+        mode=case.mode,
+        dtype=case.dtype,
+        layout=case.layout,
+        batch=case.batch,
+        channels=case.channels,
+        space=case.space,
+        data=case.data,
+        origin=case.origin,
+        count=case.count,
+        fusion=case.fusion,
+    )
 
 
 def _host(run: Run) -> None:
@@ -242,6 +316,7 @@ def _skipped(job: str, case: Case, provider: str, reason: str) -> Row:
         "nothing",
         mode=case.mode,
         data=case.data,
+        fusion=case.fusion,
         status="skipped",
         reason=reason,
     )
@@ -252,6 +327,8 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "accuracy": _accuracy,
     "training": _training,
     "traffic": _traffic,
+    "fusion": _fusion,
+    "memory": _memory,
     "host": _host,
     "resnet50": _suite("resnet50", slow=False),
     "sweep": _suite("sweep", slow=False),

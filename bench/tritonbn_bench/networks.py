@@ -1,14 +1,18 @@
 """The BatchNorm layers of well-known networks, and shapes at the edges. Pure Python.
 
 Every network is generated from its architecture's own parameters: stages, widths, expansion,
-growth. A `Layer` names its BatchNorms by stage, block and part, as in `layer2.1-3.bn1`.
+growth. A `Layer` names its BatchNorms by stage, block and part, as in `layer2.1-3.bn1`, and says
+what follows them in the network.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from .fusions import NONE
 
 __all__ = ["EXTREMES", "NETWORKS", "RESNET50", "Layer", "Network"]
 
@@ -24,12 +28,14 @@ class Layer:
         channels: C
         plane: sizes of the axes after the channel, at the input size of the network
         count: how many layers have this shape
+        followed: (key of `fusions.FUSIONS`, how many of the layers), all of them
     """
 
     names: str
     channels: int
     plane: Plane
     count: int
+    followed: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,17 @@ class Network:
 
 
 class _Norm(NamedTuple):
-    """One BatchNorm: part of a block of a stage; block is None where the stage has no blocks."""
+    """One BatchNorm: part of a block of a stage; block is None where the stage has no blocks.
+
+    then: key of `fusions.FUSIONS`, what follows it before anything else reads it.
+    """
 
     stage: str
     block: int | None
     part: str
     channels: int
     plane: Plane
+    then: str
 
 
 def _grouped(norms: Iterator[_Norm]) -> tuple[Layer, ...]:
@@ -69,7 +79,13 @@ def _grouped(norms: Iterator[_Norm]) -> tuple[Layer, ...]:
     for norm in every:
         shapes.setdefault((norm.channels, norm.plane), []).append(norm)
     return tuple(
-        Layer(_names(members, depth), channels, plane, len(members))
+        Layer(
+            _names(members, depth),
+            channels,
+            plane,
+            len(members),
+            tuple(Counter(norm.then for norm in members).items()),
+        )
         for (channels, plane), members in shapes.items()
     )
 
@@ -103,8 +119,12 @@ def _down(plane: Plane, stride: int | Sequence[int] = 2) -> Plane:
 def _resnet(
     blocks: Sequence[int], expansion: int, plane: Plane, *, pooled: bool = True
 ) -> Iterator[_Norm]:
-    """ResNet with the stride in the 3 x 3 convolution; `plane` is that of the first BatchNorm."""
-    yield _Norm("bn1", None, "", 64, plane)
+    """ResNet with the stride in the 3 x 3 convolution; `plane` is that of the first BatchNorm.
+
+    Figures 2 and 5 of the paper: ReLU behind all but a block's last BatchNorm, whose result takes
+    the shortcut first; the shortcut's own BatchNorm is that residual.
+    """
+    yield _Norm("bn1", None, "", 64, plane, "relu")
     if pooled:
         plane = _down(plane)
     channels = 64
@@ -114,15 +134,15 @@ def _resnet(
             before, stride = plane, 2 if index and not block else 1
             plane = _down(plane, stride)
             if expansion == 1:
-                yield _Norm(stage, block, "bn1", width, plane)
-                yield _Norm(stage, block, "bn2", width, plane)
+                yield _Norm(stage, block, "bn1", width, plane, "relu")
+                yield _Norm(stage, block, "bn2", width, plane, "add_relu")
             else:
-                yield _Norm(stage, block, "bn1", width, before)
-                yield _Norm(stage, block, "bn2", width, plane)
-                yield _Norm(stage, block, "bn3", width * expansion, plane)
+                yield _Norm(stage, block, "bn1", width, before, "relu")
+                yield _Norm(stage, block, "bn2", width, plane, "relu")
+                yield _Norm(stage, block, "bn3", width * expansion, plane, "add_relu")
             if stride > 1 or channels != width * expansion:
                 channels = width * expansion
-                yield _Norm(stage, block, "downsample.1", channels, plane)
+                yield _Norm(stage, block, "downsample.1", channels, plane, NONE)
 
 
 # (expansion, channels, blocks, stride) of each stage of inverted residuals
@@ -137,43 +157,47 @@ _EFFICIENTNET_B0 = (
 
 
 def _inverted_residuals(
-    stages: Sequence[tuple[int, int, int, int]], plane: Plane
+    stages: Sequence[tuple[int, int, int, int]], plane: Plane, activation: str, shortcut: str
 ) -> Iterator[_Norm]:
-    """A stem of 32 channels, blocks of expansion, depthwise and projection, a head of 1280."""
+    """A stem of 32 channels, blocks of expansion, depthwise and projection, a head of 1280.
+
+    The projection is linear; where a block keeps its shape, `shortcut` follows it.
+    """
     plane = _down(plane)
-    yield _Norm("stem", None, "", 32, plane)
+    yield _Norm("stem", None, "", 32, plane, activation)
     channels = 32
     for index, (expansion, width, depth, stride) in enumerate(stages):
         for block in range(depth):
             stage, hidden = f"stage{index + 1}", channels * expansion
             if expansion > 1:
-                yield _Norm(stage, block, "expand", hidden, plane)
+                yield _Norm(stage, block, "expand", hidden, plane, activation)
             plane = _down(plane, 1 if block else stride)
-            yield _Norm(stage, block, "depthwise", hidden, plane)
-            yield _Norm(stage, block, "project", width, plane)
+            yield _Norm(stage, block, "depthwise", hidden, plane, activation)
+            yield _Norm(stage, block, "project", width, plane, shortcut if block else NONE)
             channels = width
-    yield _Norm("head", None, "", 1280, plane)
+    yield _Norm("head", None, "", 1280, plane, activation)
 
 
 def _densenet(blocks: Sequence[int], growth: int, channels: int, plane: Plane) -> Iterator[_Norm]:
-    """DenseNet-BC: a bottleneck of four growths in every layer, halving transitions."""
+    """DenseNet-BC: a bottleneck of four growths in every layer, halving transitions; ReLU behind
+    every BatchNorm (section 3)."""
     plane = _down(plane)
-    yield _Norm("norm0", None, "", channels, plane)
+    yield _Norm("norm0", None, "", channels, plane, "relu")
     plane = _down(plane)
     for index, depth in enumerate(blocks):
         for block in range(depth):
             stage = f"denseblock{index + 1}"
-            yield _Norm(stage, block, "norm1", channels, plane)
-            yield _Norm(stage, block, "norm2", 4 * growth, plane)
+            yield _Norm(stage, block, "norm1", channels, plane, "relu")
+            yield _Norm(stage, block, "norm2", 4 * growth, plane, "relu")
             channels += growth
         if index + 1 < len(blocks):
-            yield _Norm(f"transition{index + 1}", None, "norm", channels, plane)
+            yield _Norm(f"transition{index + 1}", None, "norm", channels, plane, "relu")
             channels, plane = channels // 2, _down(plane)
-    yield _Norm("norm5", None, "", channels, plane)
+    yield _Norm("norm5", None, "", channels, plane, "relu")
 
 
 def _unet(width: int, levels: int, plane: Plane) -> Iterator[_Norm]:
-    """U-Net with padded convolutions, a BatchNorm after each of the two of a level."""
+    """U-Net with padded convolutions, BatchNorm and ReLU after each of the two of a level."""
     planes = [plane]
     for _ in range(levels - 1):
         planes.append(_down(planes[-1]))
@@ -181,14 +205,15 @@ def _unet(width: int, levels: int, plane: Plane) -> Iterator[_Norm]:
     up = [("up", level) for level in reversed(range(levels - 1))]
     for way, level in (*down, *up):
         for part in ("bn1", "bn2"):
-            yield _Norm(f"{way}{level + 1}", None, part, width << level, planes[level])
+            yield _Norm(f"{way}{level + 1}", None, part, width << level, planes[level], "relu")
 
 
-def _perceptron(widths: Sequence[int]) -> Iterator[_Norm]:
-    for index, width in enumerate(widths):
-        yield _Norm("hidden", index, "bn", width, ())
+def _perceptron(layers: Sequence[tuple[int, str]]) -> Iterator[_Norm]:
+    for index, (width, activation) in enumerate(layers):
+        yield _Norm("hidden", index, "bn", width, (), activation)
 
 
+_RECTIFIED = ((1024, "relu"), (1024, "relu"), (4096, "relu"), (4096, "relu"))
 _HE = "He et al. 2016, table 1"
 _IMAGE = (224, 224)
 _HALF = _down(_IMAGE)
@@ -200,13 +225,14 @@ NETWORKS = {
         "MobileNetV2",
         "Sandler et al. 2018, table 2",
         _IMAGE,
-        _grouped(_inverted_residuals(_MOBILENET_V2, _IMAGE)),
+        _grouped(_inverted_residuals(_MOBILENET_V2, _IMAGE, "relu6", "add")),
     ),
     "efficientnet_b0": Network(
         "EfficientNet-B0",
         "Tan and Le 2019, table 1",
         _IMAGE,
-        _grouped(_inverted_residuals(_EFFICIENTNET_B0, _IMAGE)),
+        # stochastic depth stands between the last BatchNorm of a block and its addition
+        _grouped(_inverted_residuals(_EFFICIENTNET_B0, _IMAGE, "silu", NONE)),
     ),
     "densenet121": Network(
         "DenseNet-121",
@@ -231,7 +257,8 @@ NETWORKS = {
         "MLP",
         "Ioffe and Szegedy 2015, section 4.1 (three of 100); two of 1024; the two of 4096 of VGG",
         (),
-        _grouped(_perceptron((100, 100, 100, 1024, 1024, 4096, 4096))),
+        # sigmoids in the first three, as that section has them
+        _grouped(_perceptron((*[(100, "sigmoid")] * 3, *_RECTIFIED))),
     ),
 }
 RESNET50 = NETWORKS["resnet50"].layers

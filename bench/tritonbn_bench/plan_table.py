@@ -20,7 +20,21 @@ from tritonbn_kernels.row_plans import RowsPlan
 from .cases import DTYPES
 from .networks import NETWORKS, Layer
 
-__all__ = ["LAYOUTS", "Request", "as_json", "as_text", "device_of", "request", "view_in"]
+__all__ = [
+    "LAYOUTS",
+    "MODELLED",
+    "PASSES",
+    "Request",
+    "aligned",
+    "as_json",
+    "as_text",
+    "device_of",
+    "expected_of",
+    "heading",
+    "preamble",
+    "request",
+    "view_in",
+]
 
 # order of the axes in memory, by number of axes; the first is what torch makes
 LAYOUTS = {
@@ -177,26 +191,28 @@ def view_in(shape: Sequence[int], layout: str) -> ChannelView:
     return view
 
 
+def expected_of(wanted: Request, layer: Layer, mode: str, tensors: int) -> Outlook:
+    """What is expected of one layer.
+
+    Args:
+        wanted: batch, dtype, layout and device are read
+        layer: shape without the batch
+        mode, tensors: as in PASSES
+    """
+    view = view_in((wanted.batch, layer.channels, *layer.plane), wanted.layout)
+    return outlook(mode, (view,) * tensors, DTYPES[wanted.dtype], wanted.device)
+
+
 def _outlooks(wanted: Request, mode: str, tensors: int) -> list[tuple[Layer, Outlook]]:
-    found = []
-    for layer in wanted.layers:
-        view = view_in((wanted.batch, layer.channels, *layer.plane), wanted.layout)
-        views = (view,) * tensors
-        found.append((layer, outlook(mode, views, DTYPES[wanted.dtype], wanted.device)))
-    return found
+    return [(layer, expected_of(wanted, layer, mode, tensors)) for layer in wanted.layers]
 
 
 def _total(pairs: Iterable[tuple[Layer, Outlook]], name: str) -> float:
     return sum(layer.count * float(getattr(expected, name)) for layer, expected in pairs)
 
 
-def as_text(wanted: Request, remark: str = "") -> str:
-    """Two tables, forward and backward, with what they rest on.
-
-    Args:
-        wanted: what is to be planned
-        remark: on the choice of the device
-    """
+def heading(wanted: Request, remark: str) -> list[str]:
+    """What a plan is of, and what it rests on: the first lines of a text."""
     device = wanted.device
     sms = device.profile.sm_count
     lines = [
@@ -209,6 +225,17 @@ def as_text(wanted: Request, remark: str = "") -> str:
     if pins := environment_pins():
         fields = ", ".join(f"{field}={value}" for field, value in pins.items())
         lines.append(f"TRITONBN_PLAN pins {fields}")
+    return lines
+
+
+def as_text(wanted: Request, remark: str = "") -> str:
+    """Two tables, forward and backward, with what they rest on.
+
+    Args:
+        wanted: what is to be planned
+        remark: on the choice of the device
+    """
+    lines = heading(wanted, remark)
     for name, (mode, tensors) in PASSES.items():
         pairs = _outlooks(wanted, mode, tensors)
         lines += ["", f"{name}, {MODELLED}", *_table(wanted, pairs)]
@@ -256,11 +283,16 @@ def _table(wanted: Request, pairs: Sequence[tuple[Layer, Outlook]]) -> list[str]
                 f"x{sums[1] / sums[0]:.2f}",
             )
         )
+    return aligned(rows, _LEFT)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: set[str]) -> list[str]:
+    """Lines of cells in columns; `rows[0]` are the heads, those in `left` of words."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(_HEAD, row, widths, strict=True)
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for name, cell, width in zip(rows[0], row, widths, strict=True)
         ).rstrip()
         for row in rows
     ]
@@ -289,15 +321,10 @@ def _tile(plan: Plan) -> str:
     return f"{plan.block_channels}ch {plan.block_n}x{plan.block_w}w"
 
 
-def as_json(wanted: Request, remark: str = "") -> str:
-    """The same figures for a program: seconds and bytes.
-
-    Args:
-        wanted: what is to be planned
-        remark: on the choice of the device
-    """
+def preamble(wanted: Request, remark: str) -> dict[str, Any]:
+    """`heading` for a program."""
     device = wanted.device
-    record: dict[str, Any] = {
+    return {
         "note": MODELLED,
         "remark": remark,
         "title": wanted.title,
@@ -313,6 +340,16 @@ def as_json(wanted: Request, remark: str = "") -> str:
         },
         "pins": environment_pins(),
     }
+
+
+def as_json(wanted: Request, remark: str = "") -> str:
+    """The same figures for a program: seconds and bytes.
+
+    Args:
+        wanted: what is to be planned
+        remark: on the choice of the device
+    """
+    record = preamble(wanted, remark)
     for name, (mode, tensors) in PASSES.items():
         pairs = _outlooks(wanted, mode, tensors)
         sums = ("requested_bytes", "memory_bytes", "floor_bytes", "two_read_bytes", *_SECONDS)

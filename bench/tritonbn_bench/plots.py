@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import step_plots
+from .canvas import MODES, blank
+from .fusions import FUSIONS, NONE
 from .results import Results, Row
-from .summary import LARGEST_GAP, OURS, speedups, step_bytes
+from .summary import OURS, speedups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +34,6 @@ DTYPES = ("fp32", "fp16", "bf16", "fp64")
 _DTYPE_COLOURS = {"fp32": "#0072B2", "fp16": "#E69F00", "bf16": "#009E73", "fp64": "#CC79A7"}
 _HATCHES = {"fp32": "", "fp16": "//", "bf16": "..", "fp64": "xx"}
 _DPI = 120
-_MODES = {
-    "forward_train": "training forward",
-    "backward_train": "training backward",
-    "forward_eval": "eval forward",
-    "backward_eval": "eval backward",
-}
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
@@ -60,25 +57,20 @@ def figures(results: Results) -> dict[str, Figure]:
             if lines:
                 found[f"throughput-{mode}-{axis}"] = _throughput(lines, mode, axis)
     ratios = [item for item in speedups(rows) if item.case.job == "resnet50"]
-    if ratios:
-        found["resnet50-speedup"] = _resnet50(ratios)
-    accuracy = [row for row in rows if row.job == "accuracy" and row.value is not None]
+    for name, chosen in (
+        ("resnet50-speedup", [item for item in ratios if item.case.fusion == NONE]),
+        ("resnet50-fused-speedup", [item for item in ratios if item.case.fusion != NONE]),
+    ):
+        if chosen:
+            found[name] = _resnet50(chosen)
+    accuracy = [
+        row
+        for row in rows
+        if row.job == "accuracy" and row.value is not None and row.fusion == NONE
+    ]
     if any(row.provider == OURS for row in accuracy):
         found["accuracy"] = _accuracy(accuracy)
-    losses = [row for row in rows if row.job == "training" and row.quantity == "loss"]
-    if losses:
-        found["training"] = _training(losses)
-    traffic = [row for row in rows if row.job == "traffic"]
-    if traffic:
-        found["traffic"] = _traffic(traffic)
-    return found
-
-
-def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return {**found, **step_plots.figures(rows)}
 
 
 def _line_rows(rows: Sequence[Row], mode: str, axis: str) -> list[Row]:
@@ -92,13 +84,14 @@ def _line_rows(rows: Sequence[Row], mode: str, axis: str) -> list[Row]:
         and row.mode == mode
         and row.quantity == "throughput"
         and row.space == 784
+        and row.fusion == NONE
         and getattr(row, other) == origin[axis]
     ]
 
 
 def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
     dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
-    figure, panels = _figure(len(dtypes), 1, 5.2 * len(dtypes), 5.6)
+    figure, panels = blank(len(dtypes), 1, 5.2 * len(dtypes), 5.6)
     for dtype, panel in zip(dtypes, panels[0], strict=True):
         for (provider, layout), (colour, marker, style) in STYLES.items():
             curve = _curve(rows, provider, layout, dtype, axis)
@@ -134,7 +127,7 @@ def _throughput(rows: Sequence[Row], mode: str, axis: str) -> Figure:
     panels[0][0].set_ylabel("throughput: floor bytes / time, GB/s")
     fixed = {"batch": "C = 256, plane 28 x 28", "channels": "N = 32, plane 28 x 28"}[axis]
     how = f"{rows[0].cache} caches, band 20 to 80 %; measured"
-    figure.suptitle(f"BatchNorm {_MODES[mode]}, {fixed}; {how}")
+    figure.suptitle(f"BatchNorm {MODES[mode]}, {fixed}; {how}")
     return figure
 
 
@@ -169,7 +162,7 @@ def _log_axis(panel: Axes, values: Sequence[int]) -> None:
 def _resnet50(ratios: Sequence[Any]) -> Figure:
     modes = list(dict.fromkeys(item.case.mode for item in ratios))
     rivals = list(dict.fromkeys((item.rival, item.case.layout) for item in ratios))
-    figure, panels = _figure(len(modes), len(rivals), 7.5 * len(modes), 3.4 * len(rivals))
+    figure, panels = blank(len(modes), len(rivals), 7.5 * len(modes), 3.4 * len(rivals))
     for line, (rival, layout) in zip(panels, rivals, strict=True):
         for mode, panel in zip(modes, line, strict=True):
             chosen = [
@@ -178,27 +171,29 @@ def _resnet50(ratios: Sequence[Any]) -> Figure:
                 if (item.rival, item.case.layout, item.case.mode) == (rival, layout, mode)
             ]
             _bars(panel, chosen)
-            panel.set_title(f"{_MODES[mode]}, {layout}, against {rival}", fontsize=10)
+            panel.set_title(f"{MODES[mode]}, {layout}, against {rival}", fontsize=10)
         line[0].set_ylabel("time of rival / tritonbn")
     for panel in panels[-1]:
         panel.set_xlabel("channels, plane")
     batch = ratios[0].case.batch
+    what = "shapes" if ratios[0].case.fusion == NONE else "with what follows it in one kernel"
     figure.suptitle(
-        f"ResNet-50's BatchNorm shapes, N = {batch}, measured; above 1 tritonbn is faster"
+        f"ResNet-50's BatchNorm {what}, N = {batch}, measured; above 1 tritonbn is faster"
     )
     return figure
 
 
+def _shape(item: Any) -> tuple[int, int, str]:
+    """What a bar stands for."""
+    return (item.case.channels, item.case.space, item.case.fusion)
+
+
 def _bars(panel: Axes, chosen: Sequence[Any]) -> None:
-    shapes = list(dict.fromkeys((item.case.channels, item.case.space) for item in chosen))
+    shapes = list(dict.fromkeys(map(_shape, chosen)))
     dtypes = [dtype for dtype in DTYPES if any(item.case.dtype == dtype for item in chosen)]
     width = 0.8 / max(len(dtypes), 1)
     for index, dtype in enumerate(dtypes):
-        found = {
-            (item.case.channels, item.case.space): item
-            for item in chosen
-            if item.case.dtype == dtype
-        }
+        found = {_shape(item): item for item in chosen if item.case.dtype == dtype}
         backends = " / ".join(dict.fromkeys(item.backend for item in found.values()))
         where = [shapes.index(shape) + (index - (len(dtypes) - 1) / 2) * width for shape in found]
         panel.bar(
@@ -211,12 +206,16 @@ def _bars(panel: Axes, chosen: Sequence[Any]) -> None:
             label=f"{dtype} against {backends}",
         )
     panel.axhline(1.0, color="black", linewidth=1)
-    names = [f"{channels}\n{math.isqrt(space)}²" for channels, space in shapes]
+    names = [
+        f"{channels}\n{math.isqrt(space)}²"
+        + (f"\n{FUSIONS[fusion].words}" if fusion != NONE else "")
+        for channels, space, fusion in shapes
+    ]
     panel.set_xticks(range(len(shapes)), names, fontsize=8)
     panel.margins(x=0.01)
     # room for the legend above the bars
     panel.set_ylim(0, 1.3 * max(1.0, *(item.ratio for item in chosen)))
-    panel.legend(fontsize=8, ncols=len(dtypes), loc="upper left")
+    panel.legend(fontsize=7, ncols=len(dtypes), loc="upper left")
     panel.grid(True, axis="y", alpha=0.3)
 
 
@@ -228,7 +227,7 @@ def _accuracy(rows: Sequence[Row]) -> Figure:
         ("error of dx", "backward_train"),
         ("error of dgamma", "backward_train"),
     ]
-    figure, panels = _figure(len(dtypes), len(quantities), 3.6 * len(dtypes), 8.6)
+    figure, panels = blank(len(dtypes), len(quantities), 3.6 * len(dtypes), 8.6)
     data = list(dict.fromkeys(row.data for row in rows))
     for line, (quantity, mode) in zip(panels, quantities, strict=True):
         for dtype, panel in zip(dtypes, line, strict=True):
@@ -281,66 +280,3 @@ def _errors(panel: Axes, chosen: Sequence[Row], data: Sequence[str]) -> None:
     panel.set_xticks(range(len(data)), names, fontsize=8, rotation=35, ha="right")
     panel.set_xlim(-0.5, len(data) - 0.5)
     panel.grid(True, alpha=0.3)
-
-
-def _training(losses: Sequence[Row]) -> Figure:
-    figure, panels = _figure(1, 2, 7.0, 6.0)
-    top, bottom = panels[0][0], panels[1][0]
-    theirs = [row.value or 0.0 for row in losses if row.provider == "torch"]
-    ours = [row.value or 0.0 for row in losses if row.provider == OURS]
-    top.plot(theirs, color="#0072B2", linewidth=4, alpha=0.5, label="torch's layers")
-    top.plot(ours, color="#D55E00", marker="o", markersize=4, linestyle="--", label="converted")
-    top.set_ylabel("cross entropy")
-    top.legend()
-    gaps = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
-    # a logarithmic axis has no zero
-    seen = [gap or math.nan for gap in gaps]
-    label = f"gap; equal to the last bit in {gaps.count(0.0)} of {len(gaps)} steps"
-    bottom.plot(seen, linestyle="none", marker="o", color="#D55E00", label=label)
-    bottom.axhline(LARGEST_GAP, color="black", linestyle=":", label="allowed")
-    bottom.set_yscale("log")
-    bottom.set_ylabel("gap of the losses")
-    bottom.set_xlabel("step")
-    bottom.set_ylim(1e-8, 5e-2)
-    bottom.legend(loc="center right")
-    for panel in (top, bottom):
-        panel.grid(True, alpha=0.3)
-    figure.suptitle(f"SimpleCNN on digits, fp32, kernels by {losses[-1].backend}; measured")
-    return figure
-
-
-def _traffic(rows: Sequence[Row]) -> Figure:
-    """Bytes of all layers in a training step; hatched, because no device counted them."""
-    kinds = list(dict.fromkeys((row.dtype, row.layout) for row in rows))
-    figure, panels = _figure(len(kinds), 1, 3.4 * len(kinds), 4.2)
-    highest = 0.0
-    providers = list(dict.fromkeys(row.provider for row in rows))
-    colours = {"forward_train": "#56B4E9", "backward_train": "#E69F00"}
-    moved = step_bytes(rows)
-    for kind, panel in zip(kinds, panels[0], strict=True):
-        bottoms = [0.0] * len(providers)
-        for mode, colour in colours.items():
-            sums = [moved[(*kind, mode, provider)] / 1e9 for provider in providers]
-            panel.bar(
-                providers,
-                sums,
-                0.6,
-                bottom=bottoms,
-                color=colour,
-                hatch="//",
-                edgecolor="white",
-                label=_MODES[mode],
-            )
-            bottoms = [bottom + value for bottom, value in zip(bottoms, sums, strict=True)]
-        for index, total in enumerate(bottoms):
-            panel.text(index, total, f"{total:.2f}", ha="center", va="bottom")
-        highest = max(highest, *bottoms)
-        panel.set_title(", ".join(kind))
-    for panel in panels[0]:
-        panel.set_ylim(0, 1.15 * highest)
-    panels[0][0].set_ylabel("GB per training step")
-    panels[0][-1].legend(fontsize=8, loc="upper left")
-    figure.suptitle(
-        f"BatchNorm of ResNet-50, N = {rows[0].batch}: modelled by formula, not measured"
-    )
-    return figure

@@ -1,4 +1,5 @@
-"""Who computes a BatchNorm: tritonbn, its rivals, and a copy that shows the machine's ceiling.
+"""Who computes a BatchNorm and what follows it: tritonbn in one kernel, tritonbn with torch's
+operators behind it, its rivals, and a copy that shows the machine's ceiling.
 
 Every provider gets the same inputs and says which implementation really runs for them.
 """
@@ -16,23 +17,35 @@ from torch.nn import functional
 from torch.utils import deterministic
 
 import tritonbn
-from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
+from tritonbn_kernels.traffic import floor_bytes, two_read_bytes, unfused_bytes
 
 from .cases import Case
+from .fusions import NONE, PLAIN
 from .inputs import Inputs
 
 __all__ = [
+    "ACTIVATIONS",
     "PROVIDERS",
     "BatchNorm",
     "Prepared",
     "Provider",
+    "composed",
     "poisoned_memory",
     "results_of",
     "torch_backend",
 ]
 
-# signature of torch.nn.functional.batch_norm
+# signature of torch.nn.functional.batch_norm; with a fusion residual= and activation= too
 BatchNorm = Callable[..., Tensor]
+# torch's own, in place where its backward pass lets it
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "relu": torch.relu_,
+    "relu6": lambda z: functional.relu6(z, inplace=True),
+    # needs its argument again, and in place it would copy it first
+    "silu": functional.silu,
+    "sigmoid": torch.sigmoid_,
+}
 
 
 @dataclass(frozen=True)
@@ -106,16 +119,33 @@ def torch_backend(inputs: Inputs, training: bool) -> str:
     return {"Cudnn": "cuDNN", "Miopen": "MIOpen"}.get(chosen.name, "ATen native")
 
 
+def composed(batch_norm: BatchNorm) -> BatchNorm:
+    """`activation(batch_norm(...) + residual)` by torch's operators behind a BatchNorm, as
+    torchvision's networks have it: addition and ReLU in place."""
+
+    def function(
+        *arguments: Any, residual: Tensor | None = None, activation: str = "identity"
+    ) -> Tensor:
+        y = batch_norm(*arguments)
+        if residual is not None:
+            y += residual
+        return ACTIVATIONS[activation](y)
+
+    return function
+
+
 def results_of(function: BatchNorm, inputs: Inputs, mode: str) -> dict[str, Tensor]:
     """Every result of one call by name, from copies of the running statistics.
 
     Args:
-        function: takes the arguments of `torch.nn.functional.batch_norm`
+        function: takes the arguments of `torch.nn.functional.batch_norm`, and of a fusion residual
+            and activation by name
         inputs: left untouched
         mode: one of `cases.MODES`
 
     Returns:
-        forward: y, and in training running_mean and running_var; backward: dx, dgamma, dbeta
+        forward: y, and in training running_mean and running_var; backward: dx, dgamma, dbeta and,
+        where there is a residual, dresidual
     """
     training = mode.endswith("train")
     running = (inputs.running_mean.clone(), inputs.running_var.clone())
@@ -125,18 +155,27 @@ def results_of(function: BatchNorm, inputs: Inputs, mode: str) -> dict[str, Tens
         return {"y": y}
     if mode == "forward_train":
         return {"y": y.detach(), "running_mean": running[0], "running_var": running[1]}
-    gradients = torch.autograd.grad(y, inputs.leaves, inputs.dy)
-    return dict(zip(("dx", "dgamma", "dbeta"), gradients, strict=True))
+    gradients = torch.autograd.grad(y, list(inputs.leaves.values()), inputs.dy)
+    return dict(zip(inputs.leaves, gradients, strict=True))
 
 
 def _forward(
     function: BatchNorm, inputs: Inputs, running: tuple[Tensor, Tensor], training: bool
 ) -> Tensor:
-    x, gamma, beta = inputs.leaves
-    return function(x, *running, gamma, beta, training, inputs.momentum, inputs.eps)
+    fused: dict[str, Any] = {}
+    if inputs.fusion != PLAIN:
+        fused = {"residual": inputs.residual, "activation": inputs.fusion.activation}
+    operands = (inputs.x, *running, inputs.gamma, inputs.beta)
+    return function(*operands, training, inputs.momentum, inputs.eps, **fused)
 
 
-def _prepare_function(function: BatchNorm, backend: str, case: Case, inputs: Inputs) -> Prepared:
+def _prepare_function(
+    function: BatchNorm,
+    backend: str,
+    case: Case,
+    inputs: Inputs,
+    formula: Callable[..., int] = unfused_bytes,
+) -> Prepared:
     """A function with the arguments of torch's, timed as autograd runs it."""
     training = case.mode.endswith("train")
     running = (inputs.running_mean.clone(), inputs.running_var.clone())
@@ -148,8 +187,10 @@ def _prepare_function(function: BatchNorm, backend: str, case: Case, inputs: Inp
         with torch.no_grad():
             return forward()
 
+    leaves = list(inputs.leaves.values())
+
     def backward(y: Tensor) -> Sequence[Tensor]:
-        return torch.autograd.grad(y, inputs.leaves, inputs.dy)
+        return torch.autograd.grad(y, leaves, inputs.dy)
 
     calls: dict[str, Callable[[Any], object]] = {
         "forward_train": forward,
@@ -160,36 +201,48 @@ def _prepare_function(function: BatchNorm, backend: str, case: Case, inputs: Inp
         call=calls.get(case.mode, backward),
         setup=(lambda: None) if case.mode in calls else forward,
         outputs=lambda: results_of(function, inputs, case.mode),
-        moved_bytes=two_read_bytes(case.mode, case.numel, case.channels, case.itemsize),
+        moved_bytes=_moved(formula, case),
     )
 
 
-def _prepare_tritonbn(case: Case, inputs: Inputs) -> Prepared:
+def _moved(formula: Callable[..., int], case: Case) -> int:
+    sizes = (case.numel, case.channels, case.itemsize)
+    return formula(case.mode, *sizes, **case.fused.formula)
+
+
+def _our_backend(inputs: Inputs) -> str:
     backend = tritonbn.backend(inputs.x)
     if backend == "torch":
         raise RuntimeError("tritonbn would hand this input to torch: nothing of ours to measure")
-    return _prepare_function(tritonbn.batch_norm, backend, case, inputs)
+    return backend
+
+
+def _prepare_tritonbn(case: Case, inputs: Inputs) -> Prepared:
+    backend = _our_backend(inputs)
+    return _prepare_function(tritonbn.batch_norm, backend, case, inputs, two_read_bytes)
+
+
+def _prepare_unfused(case: Case, inputs: Inputs) -> Prepared:
+    backend = f"{_our_backend(inputs)}, then torch"
+    return _prepare_function(composed(tritonbn.batch_norm), backend, case, inputs)
 
 
 def _prepare_torch(case: Case, inputs: Inputs) -> Prepared:
     backend = torch_backend(inputs, case.mode.endswith("train"))
-    return _prepare_function(functional.batch_norm, backend, case, inputs)
+    return _prepare_function(composed(functional.batch_norm), backend, case, inputs)
 
 
 def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
     # what earlier cases compiled must not count against this one's limit of recompilations
     torch._dynamo.reset()
 
-    def batch_norm(*arguments: Any) -> Tensor:
-        return functional.batch_norm(*arguments)
-
-    compiled = torch.compile(batch_norm, dynamic=False, fullgraph=True)
-    return _prepare_function(compiled, "Inductor", case, inputs)
+    compiled = torch.compile(composed(functional.batch_norm), dynamic=False, fullgraph=True)
+    return _prepare_function(compiled, "Inductor", case, inputs, two_read_bytes)
 
 
 def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:
     """A copy that reads and writes half of the case's floor bytes each."""
-    moved = floor_bytes(case.mode, case.numel, case.channels, case.itemsize)
+    moved = _moved(floor_bytes, case)
     source = torch.randn(moved // 8, device=inputs.x.device)
     target = torch.empty_like(source)
 
@@ -213,6 +266,7 @@ PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
         Provider("tritonbn", _any, _prepare_tritonbn),
+        Provider("tritonbn unfused", lambda case: case.fusion != NONE, _prepare_unfused),
         Provider("torch", lambda case: "hwc" not in case.layout, _prepare_torch),
         # the rival of channels_last cases, under a name of its own
         Provider("torch channels_last", lambda case: "hwc" in case.layout, _prepare_torch),

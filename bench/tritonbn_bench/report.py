@@ -9,10 +9,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from .environment import device_name
+from .fusions import NONE
 from .plots import draw
 from .results import COLUMNS, Results
-from .summary import OURS, failed, geomean, network_times, speedups, times, verdict
-from .tables import case_table, error_tables, folded, markdown_table, traffic_table
+from .summary import (
+    OURS,
+    UNFUSED,
+    chain_times,
+    failed,
+    geomean,
+    network_times,
+    speedups,
+    times,
+    verdict,
+)
+from .tables import (
+    case_table,
+    error_tables,
+    folded,
+    markdown_table,
+    side_by_side,
+    traffic_table,
+)
 
 __all__ = ["write_report"]
 
@@ -59,6 +77,8 @@ def write_report(results: Results, folder: Path) -> Path:
         _training(results, links),
         _host(results),
         _traffic(results, links),
+        _fusion(results, links),
+        _memory(results, links),
         _failures(results),
         _files(),
     ]
@@ -123,7 +143,10 @@ def _speed(results: Results, links: dict[str, str]) -> str:
     if not groups:
         return ""
     table = markdown_table(
-        ("job", "mode", "dtype", "layout", "rival", "ran", "geomean", "least", "most", "cases"),
+        (
+            *("job", "mode", "followed by", "dtype", "layout", "rival", "ran"),
+            *("geomean", "least", "most", "cases"),
+        ),
         [
             (
                 *group,
@@ -136,7 +159,11 @@ def _speed(results: Results, links: dict[str, str]) -> str:
             for group, ratios in sorted(groups.items())
         ],
     )
-    note = "Ratio = time of the rival / time of tritonbn; above 1 tritonbn is faster."
+    note = (
+        "Ratio = time of the rival / time of tritonbn; above 1 tritonbn is faster. With what "
+        f"follows it in one kernel of ours; `{UNFUSED}` is our BatchNorm with torch's operators "
+        "behind it, torch adds and rectifies in place."
+    )
     return _section("Speed (measured)", note, *pictures, folded("Every group of cases", table))
 
 
@@ -144,17 +171,30 @@ def _resnet50(results: Results, links: dict[str, str]) -> str:
     rows = [row for row in results.rows if row.job == "resnet50"]
     if not times(rows):
         return ""
-    totals = network_times(rows)
+    note = "Device time of all 53 BatchNorm layers: time of each shape x number of layers."
+    chains = chain_times(rows)
+    fused = (
+        "The same layers with what follows them in the network: ReLU behind 33, addition and ReLU "
+        "behind 16, nothing behind 4."
+    )
+    return _section(
+        "ResNet-50 (measured)",
+        note,
+        _totals(network_times(rows)),
+        _picture(links, "resnet50-speedup", "Measured speedup by shape"),
+        *([fused, _totals(chains)] if chains else []),
+        _picture(links, "resnet50-fused-speedup", "Measured speedup with what follows"),
+        case_table(rows, _l2_bytes(results)),
+    )
+
+
+def _totals(totals: dict[tuple[str, str, str, str], float]) -> str:
+    """ms by mode, dtype and layout, one column per provider."""
     providers = list(dict.fromkeys(key[3] for key in totals))
     groups = list(dict.fromkeys(key[:3] for key in totals))
-    table = markdown_table(
+    return markdown_table(
         ("mode", "dtype", "layout", *[f"{provider}, ms" for provider in providers]),
         [(*group, *[totals.get((*group, provider)) for provider in providers]) for group in groups],
-    )
-    note = "Device time of all 53 BatchNorm layers: time of each shape x number of layers."
-    picture = _picture(links, "resnet50-speedup", "Measured speedup by shape")
-    return _section(
-        "ResNet-50 (measured)", note, table, picture, case_table(rows, _l2_bytes(results))
     )
 
 
@@ -162,12 +202,13 @@ def _vectors(results: Results) -> str:
     rows = [
         row
         for row in results.rows
-        if row.job == "sweep" and (row.layout == "nc" or row.data == "digits")
+        if row.job == "sweep" and (row.layout == "nc" or row.data == "digits" or row.fusion != NONE)
     ]
     if not times(rows):
         return ""
     return _section(
-        "Without a plane, and real activations (measured)", case_table(rows, _l2_bytes(results))
+        "Without a plane, real activations, and fused calls (measured)",
+        case_table(rows, _l2_bytes(results)),
     )
 
 
@@ -187,9 +228,20 @@ def _accuracy(results: Results, links: dict[str, str]) -> str:
         "running_mean in units of the channel's std. "
         f"tritonbn by {ours.backend}, torch by {rival.backend}."
     )
-    worst, every = error_tables(rows)
+    worst, fused, every = error_tables(rows)
     picture = _picture(links, "accuracy", "Measured error against float64")
-    return _section("Accuracy (measured)", note, worst, picture, folded("All results", every))
+    behind = (
+        "With what follows BatchNorm in the same kernel; torch by an operator each. Where rounding "
+        "decides which derivative ReLU takes, the gradient that comes in is 0."
+    )
+    return _section(
+        "Accuracy (measured)",
+        note,
+        worst,
+        picture,
+        *([behind, fused] if fused else []),
+        folded("All results", every),
+    )
 
 
 def _training(results: Results, links: dict[str, str]) -> str:
@@ -198,17 +250,18 @@ def _training(results: Results, links: dict[str, str]) -> str:
     if not figures:
         return ""
     note = (
-        f"The guide's SimpleCNN ({figures[0].origin}) on handwritten digits, twice from the same "
-        "weights with the same batches: torch's BatchNorm layers, and `tritonbn.convert` of them."
+        f"The guide's SimpleCNN ({figures[0].origin}) on handwritten digits, three times from the "
+        "same weights with the same batches: torch's BatchNorm layers; `tritonbn.convert` of them, "
+        "activations left to torch; and layers of ours with the activations in them. Launches of "
+        "ours are counted by kernel and by the activation in it; of torch its operators are, each "
+        "at least one launch. Kept for backward: every storage once, as autograd's hooks see it."
     )
-    table = markdown_table(
-        ("quantity", "value", "allowed"), [(row.quantity, row.value, row.bound) for row in figures]
-    )
+    table = side_by_side(figures, ("torch", UNFUSED, OURS))
     return _section(
         "Training on real data (measured)",
         note,
         table,
-        _picture(links, "training", "Measured losses of both networks"),
+        _picture(links, "training", "Measured losses of the three networks"),
     )
 
 
@@ -238,6 +291,44 @@ def _traffic(results: Results, links: dict[str, str]) -> str:
     return _section(
         "Traffic (modelled)", note, picture, folded("Every shape, MB", traffic_table(rows))
     )
+
+
+def _fusion(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "fusion"]
+    if not rows:
+        return ""
+    note = (
+        "By formula, not measured: the same layers with what follows them, ReLU behind 33 of them, "
+        "addition and ReLU behind 16. torch, and our BatchNorm unfused, move 3R + 2W more forward "
+        "and 2R + 1W more backward for addition and ReLU as operators of their own, in place or "
+        "not; in one kernel they cost a read of the residual, a write of its gradient, and a mask "
+        "of one bit an element (`tritonbn-bench plan resnet50 --fused`)."
+    )
+    picture = _picture(links, "fusion", "Modelled bytes with what follows")
+    return _section(
+        "Traffic with what follows BatchNorm (modelled)",
+        note,
+        picture,
+        folded("Every shape, MB", traffic_table(rows)),
+    )
+
+
+def _memory(results: Results, links: dict[str, str]) -> str:
+    rows = [row for row in results.rows if row.job == "memory"]
+    if not rows:
+        return ""
+    note = (
+        "Computed by accounting, not measured: activations of a training step of ResNet-50, what "
+        "is kept of them for the backward pass, and their gradients; parameters, optimiser and "
+        "workspaces left out. With ReLU a fused layer saves nothing here, for the next convolution "
+        "keeps the result anyway, and pays for the mask; an activation that needs its argument "
+        "again (SiLU) is where fusion saves a tensor, and `memory_efficient` gives up the input of "
+        "BatchNorm where the activation can be inverted."
+    )
+    lines = [(row.data, row.backend, row.quantity, (row.value or 0.0) / 1e9) for row in rows]
+    table = markdown_table(("activation", "way", "quantity", "GB"), lines)
+    picture = _picture(links, "memory", "Memory of a training step, computed by accounting")
+    return _section("Memory (computed by accounting)", note, picture, folded("Figures", table))
 
 
 def _failures(results: Results) -> str:

@@ -33,7 +33,9 @@ def _column(meaning: str, default: Any) -> Any:
 class Row:
     """One figure and what it is a figure of; `COLUMNS` says what each field means."""
 
-    job: str = field(metadata={"meaning": "accuracy, sweep, resnet50, training, traffic or host"})
+    job: str = field(
+        metadata={"meaning": "accuracy, sweep, resnet50, training, traffic, fusion, memory or host"}
+    )
     kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})
     case: str = field(metadata={"meaning": "id: mode/dtype/layout/shape, or the job's own"})
     provider: str = field(metadata={"meaning": "who computed it"})
@@ -54,6 +56,7 @@ class Row:
     data: str = _column("what the activations hold", "")
     origin: str = _column("where the shape comes from", "")
     count: int | None = _column("layers of the origin with this shape", None)
+    fusion: str = _column("what follows BatchNorm in the call: none, relu, add_relu, ...", "none")
     backend: str = _column("the implementation that really ran", "")
     cache: str = _column("state of the caches before a sample", "")
     step: int | None = _column("training step", None)

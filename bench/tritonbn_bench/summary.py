@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .environment import Environment
+from .fusions import NONE
+from .networks import RESNET50
 from .results import Results, Row
 
 __all__ = [
@@ -15,7 +17,12 @@ __all__ = [
     "LARGEST_GAP",
     "NO_SPEED",
     "OURS",
+    "PEAK_BYTES",
+    "SAVED_BYTES",
+    "STEP_LAUNCHES",
+    "UNFUSED",
     "Speedup",
+    "chain_times",
     "exit_code",
     "failed",
     "geomean",
@@ -27,6 +34,8 @@ __all__ = [
 ]
 
 OURS = "tritonbn"
+# our BatchNorm, with torch's operators behind it
+UNFUSED = "tritonbn unfused"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
     "about a GPU."
@@ -34,6 +43,9 @@ NO_SPEED = (
 # allowed between the losses of 25 steps in fp32: rounding differs between two right kernels, and
 # each step amplifies it
 LARGEST_GAP = 5e-3
+PEAK_BYTES = "activations and their gradients at once in a step"
+SAVED_BYTES = "saved for backward in a step, parameters left out"
+STEP_LAUNCHES = "launches of BatchNorm and activation in a step (torch: operators)"
 HOST_DIFFERENCE = "tritonbn less torch, forward + backward, minimum"
 # exit codes of a run
 PASSED, FAILED_ACCURACY = 0, 4
@@ -49,10 +61,10 @@ class Speedup:
     ratio: float
 
     @property
-    def group(self) -> tuple[str, str, str, str, str]:
-        """What ratios are averaged over: job, mode, dtype, layout, rival."""
+    def group(self) -> tuple[str, str, str, str, str, str]:
+        """What ratios are averaged over: job, mode, fusion, dtype, layout, rival."""
         case = self.case
-        return (case.job, case.mode, case.dtype, case.layout, self.rival)
+        return (case.job, case.mode, case.fusion, case.dtype, case.layout, self.rival)
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -97,7 +109,7 @@ def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]
     sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
     shapes: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for row in times(rows).values():
-        if row.job == "resnet50" and row.value is not None:
+        if row.job == "resnet50" and row.fusion == NONE and row.value is not None:
             key = (row.mode, row.dtype, row.layout, row.provider)
             sums[key] += row.value * (row.count or 1)
             shapes[key] += 1
@@ -107,12 +119,35 @@ def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]
     return {key: value for key, value in sums.items() if shapes[key] == most[key[:3]]}
 
 
-def step_bytes(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
+def chain_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
+    """Device ms of all BatchNorm layers of ResNet-50 with what follows them, by mode, dtype,
+    layout, provider; only of providers that have a figure for everything."""
+    found: dict[tuple[str, str, str, str], dict[tuple[int | None, int | None, str], float]] = {}
+    for row in times(rows).values():
+        if row.job == "resnet50" and row.value is not None:
+            by_shape = found.setdefault((row.mode, row.dtype, row.layout, row.provider), {})
+            by_shape[row.channels, row.space, row.fusion] = row.value
+    sums = {}
+    for key, by_shape in found.items():
+        # where nothing follows there is nothing to fuse
+        plain = found.get((*key[:3], OURS), {}) if key[3] == UNFUSED else by_shape
+        every = [
+            (count, (plain if fusion == NONE else by_shape).get((layer.channels, space, fusion)))
+            for layer in RESNET50
+            for space in (math.prod(layer.plane),)
+            for fusion, count in layer.followed
+        ]
+        if all(value is not None for _, value in every):
+            sums[key] = sum(count * (value or 0.0) for count, value in every)
+    return sums
+
+
+def step_bytes(rows: Iterable[Row], job: str = "traffic") -> dict[tuple[str, str, str, str], float]:
     """Modelled bytes of ResNet-50's BatchNorm layers in a step, by dtype, layout, mode and
-    provider."""
+    provider; of the layers alone, or with what follows them if `job` is "fusion"."""
     sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
     for row in rows:
-        if row.job == "traffic" and row.value is not None:
+        if row.job == job and row.value is not None:
             sums[(row.dtype, row.layout, row.mode, row.provider)] += row.value * (row.count or 1)
     return dict(sums)
 
@@ -124,7 +159,7 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 
 def exit_code(rows: Sequence[Row]) -> int:
     """0 if every check of tritonbn passed, 4 if one is red; a rival's failure is only listed."""
-    red = any(row.status == "failed" and row.provider == OURS for row in rows)
+    red = any(row.status == "failed" and row.provider in (OURS, UNFUSED) for row in rows)
     return FAILED_ACCURACY if red else PASSED
 
 
@@ -138,7 +173,9 @@ def verdict(results: Results) -> list[str]:
     sentences += _accuracy_sentences(rows)
     sentences += _training_sentences(rows)
     sentences += _host_sentences(rows)
-    sentences += _traffic_sentences(rows)
+    sentences += _traffic_sentences(rows, "traffic", "BatchNorm of ResNet-50")
+    sentences += _traffic_sentences(rows, "fusion", "BatchNorm of ResNet-50 with what follows it")
+    sentences += _memory_sentences(rows)
     wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
     if wrong:
         sentences.append(f"{len(wrong)} figures are missing: see failures and skips.")
@@ -152,14 +189,16 @@ def _no_speed(environment: Environment) -> str:
 
 
 def _speed_sentences(rows: Sequence[Row]) -> list[str]:
-    by_rival: Mapping[tuple[str, str], list[float]] = defaultdict(list)
+    by_rival: Mapping[tuple[bool, str, str], list[float]] = defaultdict(list)
     for item in speedups(rows):
-        by_rival[(item.case.mode, f"{item.rival} ({item.backend})")].append(item.ratio)
+        fused = item.case.fusion != NONE
+        by_rival[fused, item.case.mode, f"{item.rival} ({item.backend})"].append(item.ratio)
     return [
-        f"{mode.replace('_', ' ')}: {geomean(ratios):.2f} x the speed of {rival} in the geometric "
-        f"mean of {len(ratios)} cases, {min(ratios):.2f} to {max(ratios):.2f}; slower in "
+        f"{mode.replace('_', ' ')}{', fused with what follows' if fused else ''}: "
+        f"{geomean(ratios):.2f} x the speed of {rival} in the geometric mean of {len(ratios)} "
+        f"cases, {min(ratios):.2f} to {max(ratios):.2f}; slower in "
         f"{sum(ratio < 1 for ratio in ratios)}."
-        for (mode, rival), ratios in sorted(by_rival.items())
+        for (fused, mode, rival), ratios in sorted(by_rival.items())
     ]
 
 
@@ -180,20 +219,34 @@ def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _training_sentences(rows: Sequence[Row]) -> list[str]:
-    figures = {row.quantity: row for row in rows if row.job == "training" and row.step is None}
-    gap = figures.get("largest loss gap")
-    if gap is None:
+    training = [row for row in rows if row.job == "training"]
+    gaps = [row for row in training if row.quantity == "largest loss gap"]
+    if not gaps:
         return []
-    if gap.value is None:
-        return [f"Training: not compared ({gap.reason})."]
-    steps = 1 + max(row.step for row in rows if row.job == "training" and row.step is not None)
-    launches = figures["kernel launches"].value or 0
-    outcome = "agree" if gap.status == "ok" else "DISAGREE"
+    if any(row.value is None for row in gaps):
+        reason = next(row.reason for row in gaps if row.value is None)
+        return [f"Training: not compared ({reason})."]
+    steps = 1 + max(row.step for row in training if row.step is not None)
+    outcome = "agree" if all(row.status == "ok" for row in gaps) else "DISAGREE"
+    largest = max(row.value or 0.0 for row in gaps)
+    launches = _side_by_side(training, STEP_LAUNCHES, 1.0, "")
+    saved = _side_by_side(training, SAVED_BYTES, 1e6, " MB")
     return [
-        f"Training: converted and unconverted SimpleCNN {outcome} over {steps} steps on digits; "
-        f"largest loss gap {gap.value:.2g}, allowed {gap.bound:g}; "
-        f"{launches:.0f} launches of our kernels."
+        f"Training: SimpleCNN with torch's layers, ours, and ours with the activations in them "
+        f"{outcome} over {steps} steps on digits; largest loss gap {largest:.2g}, allowed "
+        f"{gaps[0].bound:g}.",
+        f"A step of it launches for BatchNorm and activation {launches}, and keeps for its "
+        f"backward pass {saved}.",
     ]
+
+
+def _side_by_side(rows: Sequence[Row], quantity: str, scale: float, unit: str) -> str:
+    """A figure of every provider, in the order of the rows."""
+    return ", ".join(
+        f"{(row.value or 0.0) / scale:.4g}{unit} ({row.provider})"
+        for row in rows
+        if row.quantity == quantity
+    )
 
 
 def _host_sentences(rows: Sequence[Row]) -> list[str]:
@@ -206,12 +259,24 @@ def _host_sentences(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _traffic_sentences(rows: Sequence[Row]) -> list[str]:
+def _memory_sentences(rows: Sequence[Row]) -> list[str]:
+    saved = [row for row in rows if row.job == "memory" and row.quantity == SAVED_BYTES]
+    return [
+        f"Memory computed by accounting: a training step of ResNet-50, N = {chosen[0].batch}, "
+        f"{chosen[0].dtype}, {data}, keeps for its backward pass "
+        + ", ".join(f"{(row.value or 0.0) / 1e9:.2f} GB ({row.backend})" for row in chosen)
+        + "."
+        for data in dict.fromkeys(row.data for row in saved)
+        for chosen in ([row for row in saved if row.data == data],)
+    ]
+
+
+def _traffic_sentences(rows: Sequence[Row], job: str, what: str) -> list[str]:
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (dtype, layout, _, provider), value in step_bytes(rows).items():
+    for (dtype, layout, _, provider), value in step_bytes(rows, job).items():
         sums[f"{dtype}, {layout}"][provider] += value / 1e9
     return [
-        f"Traffic by formula, not measured: BatchNorm of ResNet-50 in {kind} moves "
+        f"Traffic by formula, not measured: {what} in {kind} moves "
         + ", ".join(f"{value:.2f} GB ({provider})" for provider, value in providers.items())
         + " in a training step."
         for kind, providers in sums.items()

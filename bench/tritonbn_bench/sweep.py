@@ -14,7 +14,7 @@ from tritonbn_kernels.traffic import floor_bytes
 from .accuracy import judge
 from .cases import Case
 from .inputs import Inputs, make_inputs
-from .providers import Prepared, Provider, poisoned_memory, results_of
+from .providers import Prepared, Provider, composed, poisoned_memory, results_of
 from .results import Row, throughput_row
 from .timer import Samples, Timer, Work
 
@@ -55,7 +55,8 @@ class _Bench:
         inputs = self.at(case)
         with poisoned_memory():
             if not self.torch_results:
-                self.torch_results = results_of(functional.batch_norm, inputs, case.mode)
+                torchs = composed(functional.batch_norm)
+                self.torch_results = results_of(torchs, inputs, case.mode)
             # a change of the poison's switches would compile again, so a compiled one goes without
             results = None if provider.slow else prepared.outputs()
         results = prepared.outputs() if results is None else results
@@ -153,7 +154,9 @@ def _time_row(
         low=low,
         high=high,
         samples=samples,
-        floor_bytes=floor_bytes(case.mode, case.numel, case.channels, case.itemsize),
+        floor_bytes=floor_bytes(
+            case.mode, case.numel, case.channels, case.itemsize, **case.fused.formula
+        ),
         mode=case.mode,
         dtype=case.dtype,
         layout=case.layout,
@@ -163,6 +166,7 @@ def _time_row(
         data=case.data,
         origin=case.origin,
         count=case.count,
+        fusion=case.fusion,
         backend=backend,
         cache=cache,
         status=status,

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .fusions import FUSIONS, NONE
 from .results import Row
-from .summary import OURS, times
+from .summary import OURS, UNFUSED, times
 
-__all__ = ["case_table", "error_tables", "folded", "markdown_table", "traffic_table"]
+__all__ = [
+    "case_table",
+    "error_tables",
+    "folded",
+    "markdown_table",
+    "side_by_side",
+    "traffic_table",
+]
 
 # wall time over device time from which the host sets the pace
 HOST_BOUND = 1.3
@@ -54,16 +62,19 @@ def case_table(rows: Sequence[Row], l2_bytes: int) -> str:
         rival = by_case.get((case, rivals[0])) if rivals else None
         ours, compiled = by_case.get((case, OURS)), by_case.get((case, "torch.compile"))
         copy = by_case.get((case, "copy"))
-        first = next(row for row in (ours, rival, compiled, copy) if row is not None)
+        unfused = by_case.get((case, UNFUSED))
+        first = next(row for row in (ours, unfused, rival, compiled, copy) if row is not None)
         lines.append(
             (
                 f"`{case}`",
                 first.count,
                 _micro(ours),
+                _micro(unfused),
                 _micro(rival),
                 rival.backend if rival else None,
                 _micro(compiled),
                 _micro(copy),
+                _ratio(unfused, ours),
                 _ratio(rival, ours),
                 _percent(copy, ours),
                 _remarks(ours, walls.get(case), l2_bytes),
@@ -73,10 +84,12 @@ def case_table(rows: Sequence[Row], l2_bytes: int) -> str:
         "case",
         "layers",
         "tritonbn, us",
+        "unfused, us",
         "torch, us",
         "torch ran",
         "compile, us",
         "copy, us",
+        "unfused / tritonbn",
         "torch / tritonbn",
         "% of copy",
         "remarks",
@@ -119,34 +132,41 @@ def _share(row: Row) -> float:
     return row.value / row.bound if row.value and row.bound else 0.0
 
 
+def _group(row: Row) -> tuple[str, str, str]:
+    """What shares a line of the table of the nearest to their bounds."""
+    return (row.fusion, _result(row), row.dtype)
+
+
 def _at_least_as_near(
     ours: Sequence[Row], torchs: dict[tuple[str, str, str], Row], group: Row
 ) -> str:
     pairs = [
         (row.value or 0.0, torchs[_figure_key(row)].value or 0.0)
         for row in ours
-        if (row.quantity, row.dtype) == (group.quantity, group.dtype)
+        if _group(row) == _group(group)
     ]
     return f"{sum(mine <= theirs for mine, theirs in pairs) / len(pairs):.0%}"
 
 
-def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
-    """For each result and dtype the input nearest to its bound; and every result.
+def error_tables(rows: Sequence[Row]) -> tuple[str, str, str]:
+    """For each result and dtype the input nearest to its bound, of BatchNorm alone and of what
+    follows it too; and every result.
 
     Args:
         rows: of the accuracy job, of tritonbn and of torch, with a figure
     """
     ours = [row for row in rows if row.provider == OURS]
     torchs = {_figure_key(row): row for row in rows if row.provider == "torch"}
-    worst: dict[tuple[str, str], Row] = {}
+    worst: dict[tuple[str, str, str], Row] = {}
     for row in ours:
-        group = (_result(row), row.dtype)
+        group = _group(row)
         if group not in worst or _share(row) > _share(worst[group]):
             worst[group] = row
     head = ("result", "dtype", "tritonbn", "torch", "bound", "of bound", "at least as near")
     lines = [
         (
-            *group,
+            FUSIONS[group[0]].words,
+            *group[1:],
             row.value,
             torchs[_figure_key(row)].value,
             row.bound,
@@ -158,6 +178,9 @@ def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
         )
         for group, row in sorted(worst.items())
     ]
+    nothing = FUSIONS[NONE].words
+    columns = (*head, "mode", "layout", "data")
+    fused = [line for line in lines if line[0] != nothing]
     every = [
         (
             f"`{row.case}`",
@@ -170,13 +193,29 @@ def error_tables(rows: Sequence[Row]) -> tuple[str, str]:
         for row in ours
     ]
     return (
-        markdown_table((*head, "mode", "layout", "data"), lines),
+        markdown_table(columns, [line[1:] for line in lines if line[0] == nothing]),
+        markdown_table(("followed by", *columns), fused) if fused else "",
         markdown_table(("case", "data", "result", "tritonbn", "torch", "bound"), every),
     )
 
 
 def _result(row: Row) -> str:
     return row.quantity.removeprefix("error of ")
+
+
+def side_by_side(rows: Sequence[Row], providers: Sequence[str]) -> str:
+    """One line per quantity, one column per provider, and what is allowed."""
+    found = {(row.quantity, row.provider): row for row in rows}
+    lines = []
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        cells = [found.get((quantity, provider)) for provider in providers]
+        bound = next((row.bound for row in cells if row and row.bound is not None), None)
+        unit = next(row.unit for row in cells if row is not None)
+        label = quantity if unit == "1" else f"{quantity}, {unit}"
+        # bytes to the last one
+        values = [row and row.value for row in cells]
+        lines.append((label, *[int(v) if v and v == int(v) else v for v in values], bound))
+    return markdown_table(("quantity", *providers, "allowed"), lines)
 
 
 def traffic_table(rows: Sequence[Row]) -> str:
