@@ -293,8 +293,8 @@ def normalize_tiles(
 def add_tiles(
     sum_dy, sum_product, dys, xs, masks, side_ptr, dresidual_ptr, mean_hi, scale, offset,
     first, last, column, n_columns, dx_stride,
-    FUSED: tl.constexpr, DTYPE: tl.constexpr, VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr,
-    TILES: tl.constexpr, EVICTION: tl.constexpr,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, VECTOR_WORDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, TILES: tl.constexpr, EVICTION: tl.constexpr,
 ):
     # fmt: on
     """Every slot's sums of dz and of dz * (x - mean_hi), with TILES more tiles of both; dz is
@@ -309,13 +309,14 @@ def add_tiles(
             FUSED, DTYPE, dys[tile].shape[1], mean_hi.shape[1], VECTOR_WORDS, BLOCK_N, EVICTION,
         )  # fmt: skip
         dz, centred = pulled_back(
-            fp32_values(dys[tile], DTYPE), fp32_values(xs[tile], DTYPE), side,
+            fp32_values(opaque(dys[tile], ASM), DTYPE), fp32_values(opaque(xs[tile], ASM), DTYPE),
+            side,
             mean_hi[None, :, :], scale[None, :, :], offset[None, :, :], FUSED,
         )  # fmt: skip
         sum_dy += dz
         sum_product = tl.fma(dz, centred, sum_product)
         if dresidual_ptr is not None:
-            rows = first + tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            rows = opaque(first, ASM) + tile * BLOCK_N + tl.arange(0, BLOCK_N)
             put_rows(
                 dresidual_ptr, dz, rows, last, column, n_columns, dx_stride,
                 DTYPE, VECTOR_WORDS, "evict_first" if EVICTION != "" else "",

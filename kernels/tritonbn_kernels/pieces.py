@@ -201,7 +201,7 @@ def held_sums(
     offs_c, first, last, n_channels, inner_vectors, magic, shift,
     dx_stride_outer, dx_stride_channel,
     FUSED: tl.constexpr, OFFSETS_64: tl.constexpr,
-    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr,
+    DTYPE: tl.constexpr, WORDS: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
     BLOCK_V: tl.constexpr, PIECES: tl.constexpr,
 ):
     # fmt: on
@@ -217,11 +217,13 @@ def held_sums(
             inner_vectors, magic, shift, dx_stride_outer, dx_stride_channel,
             FUSED, OFFSETS_64, DTYPE, WORDS, PACK, BLOCK_V,
         )  # fmt: skip
+        # one piece after the other, where there is more to compute than sums
+        dys = unpack(opaque(held_dy[piece], ASM and FUSED[0] != "identity"), DTYPE)
+        xs = unpack(opaque(held_x[piece], ASM and FUSED[0] != "identity"), DTYPE)
         gradients = ()
         for part in tl.static_range(PACK):
             dz, centred = pulled_back(
-                unpack(held_dy[piece], DTYPE)[part], unpack(held_x[piece], DTYPE)[part],
-                sides[part],
+                dys[part], xs[part], sides[part],
                 mean_hi[:, None, None], scale[:, None, None], offset[:, None, None], FUSED,
             )  # fmt: skip
             gradients = gradients + (dz,)

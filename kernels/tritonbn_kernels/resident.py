@@ -128,7 +128,7 @@ def resident_backward_kernel(
             held_dy, held_x, held_mask, side_ptr, dresidual_ptr, mean_hi, mean_lo, scale, offset,
             offs_c, first, last, n_channels, inner_vectors, magic, shift,
             dx_stride_outer, dx_stride_channel,
-            FUSED, OFFSETS_64, DTYPE, WORDS, PACK, BLOCK_V, PIECES,
+            FUSED, OFFSETS_64, DTYPE, WORDS, PACK, ASM, BLOCK_V, PIECES,
         )  # fmt: skip
         mean_dy, slope = settle_sums(
             sum_dy, sum_dy_centred, mean_lo, inv_std, dgamma_ptr, dbeta_ptr,

@@ -170,7 +170,7 @@ def rows_backward_kernel(
             held_dy, held_x, held_mask, dy_ptr, x_ptr, side_ptr, dresidual_ptr,
             mean_at, scale_at, offset_at, first, last,
             column, n_columns, n_channels * n_inner, dy_stride, x_stride, dx_stride,
-            FUSED, DTYPE, PACK, VECTOR_WORDS, BLOCK_N, BLOCK_W, PIECES, STREAM,
+            FUSED, DTYPE, PACK, ASM, VECTOR_WORDS, BLOCK_N, BLOCK_W, PIECES, STREAM,
         )  # fmt: skip
         sum_dy = channel_sum(sum_dy, n_inner, BLOCK_C, BLOCK_S)
         sum_product = channel_sum(sum_product, n_inner, BLOCK_C, BLOCK_S) - mean_lo * sum_dy

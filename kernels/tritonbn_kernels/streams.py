@@ -90,7 +90,7 @@ def stream_sums(
         sum_dy, sum_product = add_tiles(
             sum_dy, sum_product, dys, xs, masks, side_ptr, dresidual_ptr, mean_hi, scale, offset,
             start, last, column, n_columns, dx_stride,
-            FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, STREAM, "evict_last",
+            FUSED, DTYPE, False, VECTOR_WORDS, BLOCK_N, STREAM, "evict_last",
         )  # fmt: skip
     return sum_dy, sum_product
 
@@ -100,8 +100,9 @@ def stream_sums(
 def sum_rows(
     held_dy, held_x, held_mask, dy_ptr, x_ptr, side_ptr, dresidual_ptr, mean_hi, scale, offset,
     first, last, column, n_columns, row_length, dy_stride, x_stride, dx_stride,
-    FUSED: tl.constexpr, DTYPE: tl.constexpr, PACK: tl.constexpr, VECTOR_WORDS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, PIECES: tl.constexpr, STREAM: tl.constexpr,
+    FUSED: tl.constexpr, DTYPE: tl.constexpr, PACK: tl.constexpr, ASM: tl.constexpr,
+    VECTOR_WORDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    PIECES: tl.constexpr, STREAM: tl.constexpr,
 ):
     # fmt: on
     """Every slot's sums of the rows [first, last), held or not."""
@@ -111,7 +112,7 @@ def sum_rows(
     sum_dy, sum_product = add_tiles(
         sum_dy, sum_product, held_dy, held_x, held_mask, side_ptr, dresidual_ptr,
         mean_hi, scale, offset, first, last, column, n_columns, dx_stride,
-        FUSED, DTYPE, VECTOR_WORDS, BLOCK_N, PIECES, SIDE_KEPT,
+        FUSED, DTYPE, ASM and FUSED[0] != "identity", VECTOR_WORDS, BLOCK_N, PIECES, SIDE_KEPT,
     )  # fmt: skip
     if STREAM > 0:
         sum_dy, sum_product = stream_sums(
