@@ -29,7 +29,7 @@ from ._library import (
     library,
     on_device,
 )
-from ._second_order import differentiable_backward
+from ._second_order import differentiable_backward, restored
 
 _T = TypeVar("_T")
 _Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
@@ -75,13 +75,15 @@ class _BatchNormFunction(torch.autograd.Function):
         y: Tensor
         if residual is None:
             y, saved = bound(x)
-            ctx.save_for_backward(
-                x, weight, None if kept[4][0] == "identity" else bias, saved, None
-            )
+            ctx.restores = kept[0] is not None and kept[0].fused.restores
+            recomputes = ctx.restores or kept[4][0] != "identity"
+            beta = bias if recomputes else None
+            ctx.save_for_backward(y if ctx.restores else x, weight, beta, saved, None)
         else:
             y, saved, mask = bound(x, residual)
             side = _saved_side(kept[4][0], residual, mask)
-            ctx.save_for_backward(x, weight, bias if mask is None else None, saved, side)
+            beta = bias if side is residual else None
+            ctx.save_for_backward(x, weight, beta, saved, side)
         return y
 
     @staticmethod
@@ -101,6 +103,13 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
         or _is_legacy_batched(dy)
         or _is_batched(dy)
     ):
+        if getattr(ctx, "restores", False):
+            if _is_grad_enabled():
+                raise RuntimeError(
+                    "expected no create_graph with memory_efficient, which keeps no input to"
+                    " differentiate again, got one: set memory_efficient=False"
+                )
+            x = restored(x, weight, bias, saved, activation)
         gradients = differentiable_backward(
             dy, x, weight, bias, saved, side, training, eps, activation, needs
         )
@@ -239,11 +248,13 @@ def batch_norm(
     eps: float,
     activation: tuple[str, float] = IDENTITY,
     residual: Tensor | None = None,
+    restores: bool = False,
 ) -> Tensor:
     """`activation(bn(x) + residual)` of checked arguments, recorded by autograd where a gradient is
     needed.
 
-    Args, Mutates: as `tritonbn_kernels.fused_forward`.
+    Args, Mutates: as `tritonbn_kernels.fused_forward`; restores: whether y is kept for backward and
+        not x, as `_memory.restores` allows.
     """
     vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
     if through_dispatcher():
@@ -265,6 +276,7 @@ def batch_norm(
     call = on_device(
         x, kernels.forward_call, x, *vectors, training, momentum, eps,
         activation, residual, differentiable,
+        restores,
     )  # fmt: skip
     kept = (call, training, eps, None if bias is None else bias.dtype, activation)
     bound = partial(_called, call, vectors, momentum, eps)

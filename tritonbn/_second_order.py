@@ -15,7 +15,7 @@ from tritonbn_kernels.layout import empty_like_in_family
 
 from ._following import followed
 
-__all__ = ["differentiable_backward"]
+__all__ = ["differentiable_backward", "restored"]
 
 
 def differentiable_backward(
@@ -127,3 +127,23 @@ def _before_normalisation(
         dgamma if needs[1] else None,
         dbeta if needs[2] else None,
     )
+
+
+def restored(
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: tuple[str, float],
+) -> Tensor:
+    """x from y, for an activation that can be undone: a number, no function of the input."""
+    name, parameter = activation
+    z = y.to(saved.dtype)
+    if name == "leaky_relu":
+        z = torch.where(z > 0, z, z / parameter)
+    elif name == "elu":
+        z = torch.where(z > 0, z, torch.log1p(z.clamp(max=0) / parameter))
+    shape = [1, -1] + [1] * (y.dim() - 2)
+    scale = saved[2] if weight is None else saved[2] * weight.to(saved.dtype)
+    centred = z if bias is None else z - bias.to(saved.dtype).reshape(shape)
+    return centred / scale.reshape(shape) + (saved[0] + saved[1]).reshape(shape)

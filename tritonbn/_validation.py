@@ -109,16 +109,16 @@ def check_memory_efficient(memory_efficient: object, activation: tuple[str, floa
         activation: name and parameter, as `activation_of` gives them.
 
     Raises:
-        TypeError: `memory_efficient` is no bool.
-        ValueError: it is True and the activation is not invertible.
+        TypeError: `memory_efficient` is neither a bool nor "auto".
+        ValueError: it is not False and the activation is not invertible.
     """
-    if not isinstance(memory_efficient, bool):
-        raise TypeError(f"expected memory_efficient as a bool, got {memory_efficient!r}")
+    if not isinstance(memory_efficient, bool) and memory_efficient != "auto":
+        raise TypeError(f"expected memory_efficient as a bool or 'auto', got {memory_efficient!r}")
     name, parameter = activation
     if memory_efficient and not (
         name == "identity" or (name in ("leaky_relu", "elu") and parameter > 0.0)
     ):
         raise ValueError(
-            "expected memory_efficient=True with no activation, or with leaky_relu or elu of a"
-            f" positive parameter, which can be inverted; got {name} with {parameter}"
+            f"expected memory_efficient={memory_efficient!r} with no activation, or with leaky_relu"
+            f" or elu of a positive parameter, which can be inverted; got {name} with {parameter}"
         )

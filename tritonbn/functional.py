@@ -13,7 +13,7 @@ from tritonbn_kernels.activation_names import activation_of
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 
-from . import _layer_calls, _operators
+from . import _layer_calls, _memory, _operators
 from ._following import IDENTITY, Activation, followed
 from ._validation import accepts, residual_for
 
@@ -196,12 +196,13 @@ def _batch_norm(
     activation: tuple[str, float] = IDENTITY,
     residual: Tensor | None = None,
     layer: nn.Module | None = None,
+    memory_efficient: bool | str = False,
 ) -> Tensor:
     """`batch_norm` of an input that `_route` gave to the kernels; counts the batch as well.
 
     momentum None takes the cumulative average, which needs `num_batches_tracked`. `activation` and
     `residual` are as `activation_of` and `residual_for` give them. The call is kept for `layer`, if
-    one is given.
+    one is given, unless its `memory_efficient` means a look at the parameters each time.
     """
     if not accepts(
         input,
@@ -243,7 +244,15 @@ def _batch_norm(
     if momentum is not None:
         momentum = float(momentum)
     taken = (weight, bias, mean, var, num_batches_tracked)
-    y = _operators.batch_norm(input, *taken, training, momentum, eps, activation, residual)
+    restores = False
+    if memory_efficient and layer is not None:
+        restores = _memory.restores(
+            layer, input, weight, bias, activation, residual, memory_efficient
+        )
+        layer = None
+    y = _operators.batch_norm(
+        input, *taken, training, momentum, eps, activation, residual, restores
+    )
     if layer is not None and residual is None and not _operators.through_dispatcher():
         _layer_calls.keep(layer, input, taken, training, momentum, eps, activation)
     if mean is running_mean and var is running_var:

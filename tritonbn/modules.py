@@ -52,7 +52,11 @@ class _TritonBatchNorm(_BatchNorm):
         args, kwargs: as the installed torch's class takes them.
         activation: applied to the result, as `batch_norm` takes it; None for none. It may be set
             later, and travels with the layer, not with its state_dict.
-        memory_efficient: whether backward may recompute the input from the output.
+        memory_efficient: whether backward computes the input from the output, and the input is
+            not kept: with identity and leaky_relu, and elu in fp32; needs |beta / gamma| <= 3 in
+            every channel (`_memory.py` says why) and no residual, else an error names the channels.
+            "auto" keeps the input in the calls where that is not so. It has no effect where torch
+            runs or compiles the layer; gradients cannot be differentiated again.
 
     Raises:
         TypeError, ValueError: no such activation, or memory_efficient with one that cannot be
@@ -61,7 +65,7 @@ class _TritonBatchNorm(_BatchNorm):
 
     # class attributes with no annotation: TorchScript would read it, in place of torch's own
     activation = cast("Activation | None", None)
-    memory_efficient = False
+    memory_efficient = cast("bool | str", False)
     # what torch's tools read of a layer that they rebuild, and TorchScript should not compile
     eps = eps_of
     qconfig = qconfig_of
@@ -71,7 +75,7 @@ class _TritonBatchNorm(_BatchNorm):
         self,
         *args: Any,
         activation: Activation | None = None,
-        memory_efficient: bool = False,
+        memory_efficient: bool | str = False,
         **kwargs: Any,
     ) -> None:
         check_memory_efficient(memory_efficient, activation_of(activation))
@@ -152,7 +156,7 @@ class _TritonBatchNorm(_BatchNorm):
         )
         if engine == "torch":
             return _by_torch(*arguments)
-        return _batch_norm(*arguments, self)
+        return _batch_norm(*arguments, self, self.memory_efficient)
 
     def _leaf(self, input: Tensor | Proxy, residual: Tensor | Proxy | None) -> Any:
         """The call of this layer in a graph of torch.fx."""
@@ -166,7 +170,7 @@ class _TritonBatchNorm(_BatchNorm):
         if self.activation is not None:
             parts.append(f"activation={self.activation!r}")
         if self.memory_efficient:
-            parts.append(f"memory_efficient={self.memory_efficient}")
+            parts.append(f"memory_efficient={self.memory_efficient!r}")
         return ", ".join(parts)
 
     def __dir__(self) -> list[str]:

@@ -127,12 +127,15 @@ def forward_call(
     activation: tuple[str, float] = IDENTITY,
     residual: torch.Tensor | None = None,
     keeps_mask: bool = False,
+    restores: bool = False,
 ) -> ForwardCall:
     """The prepared call for arguments of this kind, which may be kept and called again with
     arguments of the same shapes, strides, dtypes, device and 16-byte alignment of `x` and
     `residual`.
 
-    Args, Raises: as `fused_forward`.
+    Args, Raises: as `fused_forward`; restores: whether the backward pass of this call will be given
+        y for x, which needs an activation that can be undone (`activations.restored`) and no
+        residual.
     """
     side = side_of(activation[0], residual is not None)
     key = (
@@ -152,6 +155,7 @@ def forward_call(
         activation,
         None if residual is None else (residual.stride(), residual.data_ptr() & 15 == 0),
         keeps_mask and side == "mask",
+        restores,
     )
     call: ForwardCall | None = _calls.get(key)
     if call is None:
@@ -160,7 +164,7 @@ def forward_call(
         cumulative = training and momentum is None and running_mean is not None
         if cumulative and num_batches_tracked is None:
             raise ValueError("expected num_batches_tracked with momentum None, got None")
-        fused = Fused(*activation, side)
+        fused = Fused(*activation, side, restores)
         masks = keeps_mask and side == "mask"
         call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, masks)
         remember(_calls, key, call)
