@@ -42,8 +42,8 @@ def _layers(activation: Any, dtype: torch.dtype, training: bool) -> list[tritonb
             layer.weight.copy_(gamma)
             layer.bias.copy_(beta)
             # of the input below
-            layer.running_mean.fill_(5)
-            layer.running_var.fill_(9)
+            layer.get_buffer("running_mean").fill_(5)
+            layer.get_buffer("running_var").fill_(9)
         layers.append(layer.train(training))
     return layers
 
@@ -118,11 +118,14 @@ def test_a_long_list_of_channels_is_cut() -> None:
 
 
 def test_parameters_are_looked_at_once_while_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
+    looks: list[Any] = []
     resolved = _memory._resolved
-    monkeypatch.setattr(
-        _memory, "_resolved", lambda *given: (looks.append(given), resolved(*given))[1]
-    )
+
+    def looked(*given: Any) -> Tensor:
+        looks.append(given)
+        return resolved(*given)
+
+    monkeypatch.setattr(_memory, "_resolved", looked)
     layer = tritonbn.BatchNorm2d(CHANNELS, memory_efficient=True, device=DEVICE)
     x = torch.randn(SHAPE, device=DEVICE)
     for _ in range(3):
