@@ -16,6 +16,7 @@ from tests.eager import activate
 from tests.inputs import DEVICE
 from tests.tolerances import assert_within, mean_budget, sum_budget, value_budget
 from tritonbn import reference
+from tritonbn._following import Activation
 from tritonbn_kernels.activation_names import activation_of
 
 __all__ = [
@@ -47,7 +48,7 @@ class Operands:
     momentum: float | None = 0.1
     eps: float = EPS
     residual: Tensor | None = None
-    activation: object = None
+    activation: Activation | None = None
 
     @property
     def fused(self) -> bool:

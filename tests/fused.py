@@ -26,6 +26,7 @@ from tests.checks import (
 )
 from tests.inputs import lay_out, values
 from tests.tolerances import value_budget
+from tritonbn._following import Activation
 from tritonbn_bench.emulated import cooperative
 from tritonbn_kernels import LaunchRecord, pinned_plan, record_launches
 from tritonbn_kernels.activation_names import activation_of
@@ -96,6 +97,8 @@ class Family:
         assert {launch.kernel for launch in launches} <= names
         for launch in launches:
             assert launch.constants.get("GROUPED", False) == (training and self.members > 1)
+            split = self.members == 1 and self.pins.get("splits", 1) > 1
+            assert launch.constants.get("SPLIT", split) == split
 
     def expected(self, training: bool) -> tuple[list[str], list[str]]:
         """The kernels of one forward and of one backward that makes all gradients."""
@@ -114,7 +117,7 @@ _SPLIT = (
 _LAST = "channels_last"
 # blocks of channels and tiles of which the last is partial, in a program and between programs
 _TILES = {"resident": 0, "fused": 1, "block_c": 4, "block_v": 128}
-_SPLITS = {"resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 64}
+_SPLITS = {"resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 32}
 _HELD = {"resident": 1, "splits": 1}
 _THREE = {"resident": 1, "splits": 3}
 _STREAM = {"block_n": 8, "stream": 2, "pieces": 3}
@@ -123,7 +126,7 @@ TWO_READ = [
     Family("planes-fused", _FUSED, (6, 5, 7, 9), _TILES, dtypes=ALL),
     Family("planes-split", _SPLIT, (6, 5, 8, 8), _SPLITS, dtypes=ALL),
     Family("rows-fused", _FUSED, (6, 24, 3, 7), {**_TILES, "block_c": 16}, _LAST, ALL),
-    Family("rows-split", _SPLIT, (6, 5, 7, 9), _SPLITS, _LAST, ALL),
+    Family("rows-split", _SPLIT, (6, 5, 3, 7), _SPLITS, _LAST, ALL),
 ]
 ONE_READ = [
     Family("resident", _one_read("resident"), (3, 5, 8, 8), {**_HELD, "block_v": 16}),
@@ -158,7 +161,7 @@ GROUPS = [
         "hybrid-3",
         _one_read("rows"),
         (5, 16, 4, 4),
-        {**_THREE, "block_c": 8, "block_n": 8, "pieces": 2, "stream": 1, "programs": 5},
+        {**_THREE, "block_c": 16, "block_n": 8, "pieces": 2, "stream": 1, "programs": 3},
         _LAST,
         members=3,
     ),
@@ -214,7 +217,7 @@ def _before_activation(call: Operands, training: bool) -> tuple[Tensor, float]:
 
 
 def fused_call(
-    x: Tensor, activation: object, residual: Tensor | None = None, training: bool = True
+    x: Tensor, activation: Activation | None, residual: Tensor | None = None, training: bool = True
 ) -> Operands:
     """`x` with random parameters, clear of kinks."""
     call = replace(operands(x), activation=activation, residual=residual)

@@ -13,6 +13,7 @@ from tests.checks import EPS, Operands
 from tests.fused import GROUPS, ONE_READ, TWO_READ, Family, families, fused_call, judge
 from tests.held import gradient_of
 from tests.inputs import Case, lay_out, parameters, values
+from tritonbn._following import Activation
 from tritonbn_kernels import pinned_plan
 from tritonbn_kernels.activation_names import activation_of
 
@@ -74,7 +75,9 @@ def _bits(mask: Tensor, y: Tensor) -> Tensor:
     return in_memory.permute([order.index(dim) for dim in range(y.dim())])
 
 
-def _call(case: Case, dtype: torch.dtype, activation: object, training: bool = True) -> Operands:
+def _call(
+    case: Case, dtype: torch.dtype, activation: Activation | None, training: bool = True
+) -> Operands:
     # spread over both kinks of relu6
     residual = lay_out(4 * values(case.shape, dtype) + 2, case.layout)
     return fused_call(case.tensor(dtype), activation, residual, training)
@@ -120,7 +123,9 @@ def test_mask_says_where_the_derivative_is_one(family: Family, activation: str) 
 
 @pytest.mark.parametrize("activation", ["relu6", ("leaky_relu", -0.3)], ids=str)
 @families([*TWO_READ, *ONE_READ, GROUPS[3]])
-def test_backward_takes_the_bits_that_forward_wrote(family: Family, activation: object) -> None:
+def test_backward_takes_the_bits_that_forward_wrote(
+    family: Family, activation: Activation | None
+) -> None:
     # to the bit, and whatever their order: with dy 1, dresidual is the derivative
     x = family.values(torch.float32)
     call = fused_call(x, activation, 4 * family.values(torch.float32) + 2)

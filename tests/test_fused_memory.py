@@ -26,8 +26,9 @@ def _kept(
     """The operands that were saved, by name and how often, and bytes of all else."""
     x = lay_out(values(SHAPE, dtype), layout).requires_grad_()
     other = lay_out(values(SHAPE, dtype), layout).requires_grad_() if residual else None
-    weight, bias = (torch.rand(SHAPE[1], device=DEVICE, requires_grad=True) for _ in range(2))
-    mean, var = torch.zeros(SHAPE[1], device=DEVICE), torch.ones(SHAPE[1], device=DEVICE)
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    mean, var, weight, bias = torch.rand(4, SHAPE[1], dtype=wide, device=DEVICE)
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
     named = {"x": x, "residual": other, "weight": weight, "bias": bias}
     places = {t.data_ptr(): name for name, t in named.items() if t is not None}
     saved: dict[int, Tensor] = {}

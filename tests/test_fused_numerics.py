@@ -1,10 +1,15 @@
 """A fused residual and activation keep the error bound: y, running statistics, every gradient.
 
 Every family of plans meets relu, whose derivative backward takes from z or from a mask, and silu,
-for which it reads the residual again, in every dtype; every activation meets some of the families.
+for which it reads the residual again, in every dtype, each of the two alone and with a residual.
+Every other activation is trained alone and with a residual, in rotation over the families and
+dtypes, so that each meets planes and rows, and each family and each dtype meets several of them;
+`test_cases_reach_all_that_they_claim` counts. In evaluation, where plans are fewer, every
+activation runs alone and with a residual, once in half and once in full precision.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +18,8 @@ from _pytest.mark import ParameterSet
 from tests.checks import Operands, check_backward, check_forward_and_mask, operands
 from tests.eager import CHOICES
 from tests.fused import (
+    ALL,
+    FAMILIES,
     GROUPS,
     ONE_READ,
     TWO_READ,
@@ -24,45 +31,63 @@ from tests.fused import (
     with_and_without_residual,
 )
 from tests.held import gradient_of
+from tritonbn._following import Activation
 
 RESIDUAL = {False: "alone", True: "residual"}
 
 
-def _kind(family: Family, dtype: torch.dtype, activation: object, residual: bool) -> ParameterSet:
+def _kind(
+    family: Family, dtype: torch.dtype, activation: Activation | None, residual: bool
+) -> ParameterSet:
     words = (family.name, str(dtype).removeprefix("torch."), activation, RESIDUAL[residual])
     return pytest.param(family, dtype, activation, residual, id="-".join(map(str, words)))
 
 
+# alone and with a residual in turn: a family meets both with either activation
 KINDS = [
-    _kind(family, dtype, activation, residual)
-    for family in [*TWO_READ, *ONE_READ]
-    for dtype in family.dtypes
-    for activation in ("relu", "silu")
-    for residual in (False, True)
+    _kind(family, dtype, activation, (place + turn) % 2 == 1)
+    for family in FAMILIES
+    for place, dtype in enumerate(family.dtypes)
+    for turn, activation in enumerate(("relu", "silu"))
 ]
-# slow, for their programs take turns
+_PLANES = [TWO_READ[0], TWO_READ[1], ONE_READ[0], GROUPS[0]]
+_BY_LAYOUT = (
+    [(family, dtype) for family in _PLANES for dtype in family.dtypes],
+    [(family, dtype) for family in FAMILIES if family not in _PLANES for dtype in family.dtypes],
+)
+OTHERS = [activation for activation in CHOICES if activation not in ("relu", "silu")]
+# 5 and 7 divide no length: no pair comes twice
 KINDS += [
-    _kind(family, dtype, activation, residual)
-    for family in GROUPS
-    for dtype, activation, residual in (
-        (torch.float32, "relu", True),
-        (torch.bfloat16, "relu", False),
-        (torch.bfloat16, "silu", True),
-    )
+    _kind(*pairs[(5 + 2 * rows) * index % len(pairs)], activation, (index + rows) % 2 == 1)
+    for index, activation in enumerate(OTHERS)
+    for rows, pairs in enumerate(_BY_LAYOUT)
 ]
-# in rotation, so that each activation meets planes and rows, with a residual and without
-_ROTATION = [(family, dtype) for family in [*TWO_READ, *ONE_READ] for dtype in family.dtypes]
-KINDS += [
-    _kind(*_ROTATION[(7 * index + step + 12 * residual) % len(_ROTATION)], activation, residual)
-    for index, activation in enumerate(CHOICES)
-    for residual in (False, True)
-    for step in (0, 17)
-]
+
+
+def test_cases_reach_all_that_they_claim() -> None:
+    cases: list[tuple[Any, ...]] = [case.values for case in KINDS]
+    for activation in ("relu", "silu"):
+        reached = {(family.name, dtype) for family, dtype, name, _ in cases if name == activation}
+        assert reached == {(family.name, dtype) for family in FAMILIES for dtype in family.dtypes}
+        reached = {(family.name, added) for family, _, name, added in cases if name == activation}
+        assert reached == {(family.name, added) for family in FAMILIES for added in (False, True)}
+    others = [case for case in cases if case[2] not in ("relu", "silu")]
+    for activation in OTHERS:
+        # planes and rows, alone and with a residual
+        reached = {
+            (family in _PLANES, added)
+            for family, _, name, added in others
+            if name == activation and type(name) is type(activation)
+        }
+        assert {planes for planes, _ in reached} == {added for _, added in reached} == {False, True}
+    assert {family.name for family, *_ in others} == {family.name for family in FAMILIES}
+    for dtype in ALL:
+        assert {added for _, kind, _, added in others if kind == dtype} == {False, True}
 
 
 @pytest.mark.parametrize(("family", "dtype", "activation", "residual"), KINDS)
 def test_training_keeps_the_budget(
-    family: Family, dtype: torch.dtype, activation: object, residual: bool
+    family: Family, dtype: torch.dtype, activation: Activation | None, residual: bool
 ) -> None:
     x = family.values(dtype, ratio=3.0)
     call = fused_call(x, activation, family.values(dtype) if residual else None)
@@ -73,14 +98,14 @@ def test_training_keeps_the_budget(
 
 
 @with_and_without_residual
-@pytest.mark.parametrize("half", [False, True], ids=["full", "half"])
 @pytest.mark.parametrize(("index", "activation"), list(enumerate(CHOICES)), ids=str)
 def test_evaluation_keeps_the_budget(
-    index: int, activation: object, half: bool, residual: bool
+    index: int, activation: Activation | None, residual: bool
 ) -> None:
-    # planes and rows in turn: each activation meets both
-    family = TWO_READ[0 if half == residual else 2]
-    dtype = family.dtypes[1 + index % 2] if half else family.dtypes[3 * (index % 2)]
+    # half and full precision in turn, planes and rows after every two
+    half = (index % 2 == 1) != residual
+    family = TWO_READ[0 if (index // 2 % 2 == 0) != residual else 2]
+    dtype = family.dtypes[1 + index // 4 % 2 if half else 3 * (index // 4 % 2)]
     x = family.values(dtype, ratio=3.0)
     given = family.values(dtype) if residual else None
     call = fused_call(x, activation, given, training=False)
@@ -88,7 +113,8 @@ def test_evaluation_keeps_the_budget(
         judge(call, gradient_of(x), training=False)
 
 
-of_every_small_family = families([*TWO_READ, *ONE_READ])
+SMALL = [*TWO_READ, *ONE_READ]
+of_every_small_family = families(SMALL)
 
 
 @of_every_small_family
@@ -99,24 +125,34 @@ def test_residual_far_larger_than_the_rest_keeps_the_budget(family: Family) -> N
         judge(call, gradient_of(x))
 
 
+# where one word of the mean is too short, and where it just does
 @pytest.mark.parametrize(
-    ("ratio", "activation", "residual"),
-    [pytest.param(1e4, "silu", True, id="1e4"), pytest.param(1e6, "tanh", False, id="1e6")],
+    ("family", "ratio", "residual"),
+    [
+        pytest.param(family, ratio, (place + turn) % 2 == 1, id=f"{family.name}-{ratio:g}")
+        for turn, ratio in enumerate((1e6, 1e4))
+        for place, family in enumerate(SMALL[:: 1 + 2 * turn])
+    ],
 )
-@of_every_small_family
-def test_large_mean_keeps_the_budget(
-    family: Family, ratio: float, activation: str, residual: bool
-) -> None:
+def test_large_mean_keeps_the_budget(family: Family, ratio: float, residual: bool) -> None:
     x = family.values(torch.float32, ratio)
-    call = fused_call(x, activation, family.values(torch.float32) if residual else None)
+    given = family.values(torch.float32) if residual else None
+    call = fused_call(x, "silu" if residual else "tanh", given)
     with family.plan():
         judge(call, gradient_of(x))
 
 
 @pytest.mark.parametrize(
-    ("missing", "residual"), [("gamma", False), ("beta", False), ("gamma beta", True)], ids=str
+    ("family", "missing", "residual"),
+    [
+        pytest.param(TWO_READ[0], "gamma", False, id="planes-fused-gamma"),
+        pytest.param(TWO_READ[3], "beta", False, id="rows-split-beta"),
+        pytest.param(TWO_READ[0], "gamma beta", True, id="planes-fused-both"),
+        pytest.param(ONE_READ[0], "beta", True, id="resident-beta"),
+        pytest.param(ONE_READ[2], "gamma", True, id="channels-last-gamma"),
+        pytest.param(ONE_READ[2], "gamma beta", False, id="channels-last-both"),
+    ],
 )
-@families([TWO_READ[0], TWO_READ[3], ONE_READ[0], ONE_READ[2]])
 def test_missing_parameters_are_one_and_zero(family: Family, missing: str, residual: bool) -> None:
     x = family.values(torch.float32)
     call = fused_call(x, "gelu", family.values(torch.float32) if residual else None)
@@ -128,8 +164,11 @@ def test_missing_parameters_are_one_and_zero(family: Family, missing: str, resid
         judge(call, gradient_of(x))
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@of_every_small_family
+@pytest.mark.parametrize(
+    ("family", "training"),
+    [pytest.param(family, True, id=family.name) for family in SMALL]
+    + [pytest.param(TWO_READ[place], False, id=f"eval-{place}") for place in (0, 2)],
+)
 def test_residual_alone_needs_no_activation(family: Family, training: bool) -> None:
     x = family.values(family.dtypes[-1])
     # both ways to say it

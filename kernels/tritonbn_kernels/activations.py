@@ -257,8 +257,9 @@ def _hardswish(z):
 
 
 @triton.jit
-def _hardswish_gradient(z):
-    return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, z * (1.0 / 3.0) + 0.5, 1.0))
+def _through_hardswish(dy, z):
+    # chosen as in `passed_gradient`
+    return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, dy * (z * (1.0 / 3.0) + 0.5), dy))
 
 
 @triton.jit
@@ -349,7 +350,7 @@ def gradient_through(dy, z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
     elif ACTIVATION == "elu":
         dz = dy * _elu_gradient(z, PARAMETER)
     elif ACTIVATION == "hardswish":
-        dz = dy * _hardswish_gradient(z)
+        dz = _through_hardswish(dy, z)
     elif ACTIVATION == "sigmoid":
         dz = dy * _sigmoid_gradient(z)
     elif ACTIVATION == "silu":
