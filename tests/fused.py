@@ -8,9 +8,10 @@ which the forward pass is held, lies within it of the exact one. Beta is moved, 
 by a few such widths, which changes nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ __all__ = [
     "clear_of_kinks",
     "families",
     "fused_call",
+    "in_turn",
     "judge",
     "of_every_family",
     "of_every_one_read",
@@ -172,6 +174,21 @@ FAMILIES = [*TWO_READ, *ONE_READ, *GROUPS]
 def families(chosen: list[Family]) -> MarkDecorator:
     """Parametrise `family` over these."""
     return pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in chosen])
+
+
+def in_turn(names: str, every: Sequence[Any], turns: Sequence[Any]) -> MarkDecorator:
+    """Parametrise `names`, the last over `turns`: each of `every` with the next of them, round and
+    round. An item of either may be a tuple of values."""
+    cases = []
+    for place, one in enumerate(every):
+        values = [*_several(one), *_several(turns[place % len(turns)])]
+        words = (str(getattr(v, "name", getattr(v, "id", v))) for v in values)
+        cases.append(pytest.param(*values, id="-".join(words).replace("torch.", "")))
+    return pytest.mark.parametrize(names.split(), cases)
+
+
+def _several(item: Any) -> tuple[Any, ...]:
+    return item if isinstance(item, tuple) else (item,)
 
 
 of_every_family = families(FAMILIES)

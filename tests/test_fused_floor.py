@@ -7,9 +7,11 @@ row has 8 bytes of mask, so that up to four strips share a sector of it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import MarkDecorator
 from torch import Tensor
 
 import tritonbn_kernels
@@ -22,10 +24,16 @@ from tritonbn_kernels import pinned_plan, record_launches
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels run on the GPU here")
 
 CASES = {**ONE_READ, **{f"hybrid-{name}": case for name, case in HYBRID.items()}}
-# a column of features has no strips: its rows end with a sector only in fp32
-of_every_case = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=name) for name, case in CASES.items()]
-)
+
+
+def of_every_case(name: str, turns: list[Any]) -> MarkDecorator:
+    """Parametrise over all cases, `name` over `turns` in turn: a hybrid case has another than the
+    case of the same kernels that holds all."""
+    cases = [
+        pytest.param(case, turns[place % len(turns)], id=f"{title}-{turns[place % len(turns)]}")
+        for place, (title, case) in enumerate(CASES.items())
+    ]
+    return pytest.mark.parametrize(("case", name), cases)
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,7 @@ def _kernels(case: Floor) -> list[str]:
 
 
 @of_both_dtypes
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-@of_every_case
+@of_every_case("activation", ["relu", "silu"])
 def test_activation_moves_nothing_more(case: Floor, activation: str, dtype: torch.dtype) -> None:
     again = 1 + case.again(3)
     with pinned_plan(**_pins(case, 3)), record_launches() as launches:
@@ -107,8 +114,7 @@ def test_activation_moves_nothing_more(case: Floor, activation: str, dtype: torc
 
 
 @of_both_dtypes
-@pytest.mark.parametrize("members", [1, 3])
-@of_every_case
+@of_every_case("members", [1, 3])
 def test_residual_and_relu_move_one_tensor_and_a_mask_more(
     case: Floor, members: int, dtype: torch.dtype
 ) -> None:
@@ -145,8 +151,11 @@ def _assert_total(moved: Moved, tensor: int, again: float) -> None:
         assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("fused", [0, 1], ids=["split", "fused"])
-@pytest.mark.parametrize("name", ["resident", "narrow", "channels-last"])
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [("resident", 0), ("resident", 1), ("narrow", 0), ("channels-last", 1)],
+    ids=["resident-split", "resident-fused", "narrow-split", "channels-last-fused"],
+)
 def test_two_read_plan_reads_the_residual_once(name: str, fused: int) -> None:
     case = ONE_READ[name]
     with pinned_plan(resident=0, fused=fused):

@@ -19,36 +19,34 @@ from tests.fused import (
     ONE_READ,
     TWO_READ,
     Family,
-    families,
     fused_call,
-    with_and_without_residual,
+    in_turn,
 )
 from tests.held import gradient_of
 from tests.inputs import DEVICE, values
 from tritonbn_kernels import LaunchRecord
 from tritonbn_kernels.activation_names import activation_of
 
-training_and_evaluation = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 # more than a step of the finite differences, which is 1e-6, moves z
 CLEARANCE = 1e-3
 
 
-def _leaves(activation: Any, residual: bool, training: bool) -> list[Tensor]:
+def _leaves(activation: Any, residual: bool, training: bool, channels: int = 2) -> list[Tensor]:
     """x, weight, bias and residual in fp64, z on both sides of every kink and at none."""
     while True:
-        x = torch.randn(4, 2, dtype=torch.float64, device=DEVICE)
-        weight, bias = 2 + torch.rand(2, 2, dtype=torch.float64, device=DEVICE)
+        x = torch.randn(3, channels, dtype=torch.float64, device=DEVICE)
+        weight, bias = 2 + torch.rand(2, channels, dtype=torch.float64, device=DEVICE)
         leaves = [x, weight, bias, *([2 * torch.randn_like(x)] if residual else [])]
-        z = _normalise(training, None)(*leaves)
+        z = _normalise(training, None, channels)(*leaves)
         kinks = KINKS.get(activation_of(activation)[0], ())
         if all((z - kink).abs().min() > CLEARANCE for kink in kinks):
             return [leaf.requires_grad_() for leaf in leaves]
 
 
-def _normalise(training: bool, activation: Any) -> Callable[..., Tensor]:
+def _normalise(training: bool, activation: Any, channels: int = 2) -> Callable[..., Tensor]:
     """The public function of the leaves, with running statistics of its own."""
-    mean = torch.linspace(-1, 1, 2, dtype=torch.float64, device=DEVICE)
-    var = torch.linspace(0.5, 2, 2, dtype=torch.float64, device=DEVICE)
+    mean = torch.linspace(-1, 1, channels, dtype=torch.float64, device=DEVICE)
+    var = torch.linspace(0.5, 2, channels, dtype=torch.float64, device=DEVICE)
 
     def of(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         return tritonbn.batch_norm(
@@ -61,11 +59,11 @@ def _normalise(training: bool, activation: Any) -> Callable[..., Tensor]:
 
 # the formulas are the same in evaluation: one of each kind
 @pytest.mark.parametrize(
-    ("activation", "training"),
-    [(activation, True) for activation in CHOICES] + [("relu", False), ("silu", False)],
+    ("activation", "residual", "training"),
+    [(activation, place % 2 == 0, True) for place, activation in enumerate(CHOICES)]
+    + [("relu", True, True), ("silu", True, False), ("relu", True, False), ("silu", False, False)],
     ids=str,
 )
-@with_and_without_residual
 def test_first_derivatives_are_the_finite_differences(
     activation: Any, residual: bool, training: bool, launches: list[LaunchRecord]
 ) -> None:
@@ -76,15 +74,24 @@ def test_first_derivatives_are_the_finite_differences(
     assert len(launches) > 2
 
 
-@training_and_evaluation
-@with_and_without_residual
-@pytest.mark.parametrize("activation", ["silu", "relu", None], ids=str)
+@pytest.mark.parametrize(
+    ("activation", "residual", "training"),
+    [
+        pytest.param("silu", True, True, id="silu-residual-train"),
+        pytest.param("silu", False, False, id="silu-alone-eval"),
+        pytest.param("relu", False, True, id="relu-alone-train"),
+        pytest.param("relu", True, True, id="relu-residual-train"),
+        pytest.param("relu", True, False, id="relu-residual-eval"),
+        pytest.param(None, True, True, id="None-residual-train"),
+    ],
+)
 def test_second_derivatives_are_the_finite_differences(
     activation: Any, residual: bool, training: bool
 ) -> None:
-    leaves = _leaves(activation, residual, training)
+    # of one channel: every derivative of the gradients is taken, many times as many
+    leaves = _leaves(activation, residual, training, channels=1)
     assert kernels_run_on(leaves[0])
-    assert gradgradcheck(_normalise(training, activation), leaves)
+    assert gradgradcheck(_normalise(training, activation, 1), leaves)
 
 
 def _step(
@@ -109,15 +116,16 @@ def _eager(*arguments: Any, activation: Any, residual: Tensor | None = None) -> 
     return activate(y if residual is None else y + residual, activation)
 
 
-of_some_families = families([TWO_READ[0], TWO_READ[3], ONE_READ[0], ONE_READ[2], GROUPS[1]])
+SOME_FAMILIES = [TWO_READ[0], TWO_READ[3], ONE_READ[0], ONE_READ[2], GROUPS[1]]
 
 
-@with_and_without_residual
-@pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish"])
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-@of_some_families
+@in_turn(
+    "family activation value residual",
+    [(family, name) for family in SOME_FAMILIES for name in ("relu", "relu6", "hardswish")],
+    [(math.inf, True), (math.nan, False), (math.inf, False), (math.nan, True)],
+)
 def test_infinite_dy_is_nothing_where_the_activation_is_off(
-    family: Family, value: float, activation: str, residual: bool
+    family: Family, activation: str, value: float, residual: bool
 ) -> None:
     x = family.values(torch.float32)
     call = fused_call(x, activation, 3 * family.values(torch.float32) if residual else None)
@@ -141,15 +149,16 @@ def test_infinite_dy_is_nothing_where_the_activation_is_off(
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("where", "residual"),
-    [("x", False), ("x", True), ("residual", True), ("dy", False), ("dy", True)],
-    ids=["x-alone", "x", "residual", "dy-alone", "dy"],
+WHERE = [("x", False), ("x", True), ("residual", True), ("dy", False), ("dy", True)]
+
+
+@in_turn(
+    "family where residual activation",
+    [(family, *where) for family in SOME_FAMILIES for where in WHERE],
+    ["relu", "silu"],
 )
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-@of_some_families
 def test_nan_stays_in_its_channel(
-    family: Family, where: str, activation: str, residual: bool
+    family: Family, where: str, residual: bool, activation: str
 ) -> None:
     tensors = {name: family.values(torch.float32) for name in ("x", "residual", "dy")}
     other = tensors["residual"] + 3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tritonbn_kernels
 from tests.checks import EPS, Operands
-from tests.fused import GROUPS, ONE_READ, TWO_READ, Family, families, fused_call, judge
+from tests.fused import GROUPS, ONE_READ, TWO_READ, Family, families, fused_call, in_turn, judge
 from tests.held import gradient_of
 from tests.inputs import Case, lay_out, parameters, values
 from tritonbn._following import Activation
@@ -83,13 +83,12 @@ def _call(
     return fused_call(case.tensor(dtype), activation, residual, training)
 
 
-@pytest.mark.parametrize(
-    ("activation", "training"),
-    [("relu", True), ("relu", False), ("relu6", True), ("leaky_relu", False)],
-    ids=["relu-train", "relu-eval", "relu6-train", "leaky_relu-eval"],
+# five kinds of calls: every shape and every dtype meets several
+@in_turn(
+    "case dtype activation training",
+    [(case.values[0], dtype.values[0]) for case in WHOLE for dtype in DTYPES],
+    [("relu", True), ("relu", False), ("relu6", True), ("leaky_relu", False), ("relu", True)],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", WHOLE)
 def test_whole_vectors_keep_a_bit_an_element(
     case: Case, dtype: torch.dtype, activation: str, training: bool
 ) -> None:
@@ -99,11 +98,13 @@ def test_whole_vectors_keep_a_bit_an_element(
     assert torch.equal(_bits(mask, y), _on(call, training))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ["relu", "relu6"])
-@pytest.mark.parametrize("case", RAGGED)
+@in_turn(
+    "case dtype activation",
+    [(case.values[0], dtype.values[0]) for case in RAGGED for dtype in DTYPES],
+    ["relu", "relu6", "relu"],
+)
 def test_ragged_shapes_keep_a_byte_an_element(
-    case: Case, activation: str, dtype: torch.dtype
+    case: Case, dtype: torch.dtype, activation: str
 ) -> None:
     call = _call(case, dtype, activation)
     y, _, mask = _forward(call)
@@ -111,8 +112,7 @@ def test_ragged_shapes_keep_a_byte_an_element(
     assert torch.equal(_bits(mask, y), _on(call))
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6"])
-@families([*TWO_READ, *ONE_READ, *GROUPS])
+@in_turn("family activation", [*TWO_READ, *ONE_READ, *GROUPS], ["relu", "relu6"])
 def test_mask_says_where_the_derivative_is_one(family: Family, activation: str) -> None:
     x = family.values(torch.bfloat16)
     call = fused_call(x, activation, 4 * family.values(torch.bfloat16) + 2)
@@ -121,8 +121,11 @@ def test_mask_says_where_the_derivative_is_one(family: Family, activation: str) 
     assert torch.equal(_bits(mask, y), _on(call))
 
 
-@pytest.mark.parametrize("activation", ["relu6", ("leaky_relu", -0.3)], ids=str)
-@families([*TWO_READ, *ONE_READ, GROUPS[3]])
+@in_turn(
+    "family activation",
+    [*TWO_READ, *ONE_READ, GROUPS[3]],
+    ["relu6", (("leaky_relu", -0.3),)],
+)
 def test_backward_takes_the_bits_that_forward_wrote(
     family: Family, activation: Activation | None
 ) -> None:
