@@ -141,9 +141,12 @@ def division_by(divisor: int) -> tuple[int, int]:
     return (1 << shift) // divisor + 1, shift
 
 
-def _tile(view: ChannelView, vector: int, itemsize: int, device: DeviceProfile) -> tuple[int, int]:
+def _tile(
+    view: ChannelView, vector: int, itemsize: int, device: DeviceProfile, sides: int
+) -> tuple[int, int]:
     """(block_c, block_v) of one tile."""
-    elements = TILE_ELEMENTS[itemsize]
+    # compiled: with a mask or a residual besides dy and x whole ones spill up to 128 bytes (sm_90)
+    elements = TILE_ELEMENTS[itemsize] >> sides
     if vector == 1:
         elements = min(elements, SCALAR_ELEMENTS)
     elements *= device.tile_scale
@@ -169,9 +172,14 @@ def warps_for(elements: int, itemsize: int, vector: int = ACCESS_BYTES) -> int:
 
 
 def _plan(
-    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int, pointwise: bool
+    view: ChannelView,
+    itemsize: int,
+    device: DeviceProfile,
+    vector: int,
+    pointwise: bool,
+    sides: int = 0,
 ) -> LaunchPlan:
-    block_c, block_v = _tile(view, vector, itemsize, device)
+    block_c, block_v = _tile(view, vector, itemsize, device, sides)
     block_c, block_v = pinned("block_c", block_c), pinned("block_v", block_v)
     lanes = vector if view.family == CHANNELS_FIRST else 1
     blocks = -(-view.n_channels // block_c)
@@ -199,7 +207,7 @@ def _plan(
 
 
 def plan_reduction(
-    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int
+    view: ChannelView, itemsize: int, device: DeviceProfile, vector: int, sides: int = 0
 ) -> LaunchPlan:
     """The plan of a launch that reduces every channel.
 
@@ -209,8 +217,9 @@ def plan_reduction(
         device: what of the device matters.
         vector: elements of one access, a power of two that divides every run of the tensors read
             and written (`ChannelView.vector`).
+        sides: 1 where a mask or a residual is read besides, and tiles are half as large.
     """
-    return _plan(view, itemsize, device, vector, pointwise=False)
+    return _plan(view, itemsize, device, vector, pointwise=False, sides=sides)
 
 
 def plan_pointwise(

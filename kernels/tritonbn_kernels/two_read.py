@@ -127,7 +127,8 @@ class SumsStep:
         device = device_index(gradients_kernel, x)
         profile = device_profile(gradients_kernel, device)
         view = geometry.first
-        self.plan = plan_reduction(view, geometry.itemsize, profile, geometry.vector)
+        sides = 1 if flags["SIDE"] else 0
+        self.plan = plan_reduction(view, geometry.itemsize, profile, geometry.vector, sides)
         split = self.plan.splits > 1
         constants = {
             "TRAINING": training,
