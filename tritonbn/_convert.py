@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from ._following import follows_nothing
 from .modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -107,8 +108,7 @@ def _layers_of(
 def _fused(layer: nn.Module) -> bool:
     """Whether a layer, of ours or of torch's with a stray attribute, would follow an activation."""
     # a submodule of that name is not here, and our forward does not see it
-    activation = vars(layer).get("activation")
-    return not (activation is None or (type(activation) is str and activation == "identity"))
+    return not follows_nothing(vars(layer).get("activation"))
 
 
 def _change_classes(

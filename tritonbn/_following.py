@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IDENTITY", "Activation", "activation_layer", "followed"]
+from tritonbn_kernels.fused import IDENTITY
+
+__all__ = ["IDENTITY", "Activation", "activation_layer", "followed", "follows_nothing"]
 
 # as users give it; `tritonbn_kernels.activation_names.activation_of` reads it
 Activation = str | tuple[str, float] | tuple[str, str]
-# as `activation_of` gives it where nothing follows
-IDENTITY = ("identity", 0.0)
 
 _FUNCTIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda z, _: z,
@@ -44,6 +44,11 @@ _LAYERS: Mapping[str, Callable[[float], nn.Module]] = {
     "gelu": lambda _: nn.GELU(),
     "gelu_tanh": lambda _: nn.GELU(approximate="tanh"),
 }
+
+
+def follows_nothing(activation: object) -> bool:
+    """Whether an activation, as users give it, changes nothing."""
+    return activation is None or (isinstance(activation, str) and activation == "identity")
 
 
 def followed(y: Tensor, activation: tuple[str, float], residual: Tensor | None) -> Tensor:

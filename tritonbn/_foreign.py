@@ -6,9 +6,13 @@ use does not touch in this way:
 
 - `eps` is a float that no tensor takes for an operand. Who folds BatchNorm into a convolution or a
   linear layer computes `running_var + eps` (`torch.nn.utils.fusion`, and others who write the
-  formula anew). It still is a float: printed, compared, handed to a function as a number.
+  formula anew). It still is a float: printed, compared, handed to a function as a number. A layer
+  of another kind that is given it to keep wants `float(layer.eps)`, or it cannot be compiled.
 - `qconfig` cannot be read. `SyncBatchNorm.convert_sync_batchnorm` and `torch.ao.quantization` ask
   for it, nobody else does; of all that the former reads, the rest is what anybody reads.
+
+`convert_sync_batchnorm` works in place, layer by layer: those before the one that it may not
+convert are converted when it raises.
 
 Both keep what is assigned in the layer's `__dict__`, where the layer itself reads it. What finds
 its layers by their exact class (`torch.fx.experimental.optimization.fuse`, quantisation's fusing)
@@ -19,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ._following import follows_nothing
 
 __all__ = ["eps_of", "qconfig_of", "refusal"]
 
@@ -55,7 +61,7 @@ def _assigned(layer: nn.Module, name: str) -> Any:
 def _get_eps(layer: nn.Module) -> float:
     eps: float = _assigned(layer, "eps")
     # a compiler knows floats alone, and none of the tools is compiled
-    if layer.activation is None or torch.compiler.is_compiling():
+    if follows_nothing(layer.activation) or torch.compiler.is_compiling():
         return eps
     return _FusedEps(eps)
 
@@ -66,7 +72,7 @@ def _set_eps(layer: nn.Module, eps: float) -> None:
 
 
 def _get_qconfig(layer: nn.Module) -> Any:
-    if layer.activation is not None:
+    if not follows_nothing(layer.activation):
         raise NotImplementedError(refusal(layer.activation))
     return _assigned(layer, "qconfig")
 

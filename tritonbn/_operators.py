@@ -31,7 +31,6 @@ from ._library import (
 )
 from ._second_order import differentiable_backward, restored
 
-_T = TypeVar("_T")
 _Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
 # weight, bias, running_mean, running_var and num_batches_tracked
 _Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -76,9 +75,11 @@ class _BatchNormFunction(torch.autograd.Function):
         if residual is None:
             y, saved = bound(x)
             ctx.restores = kept[0] is not None and kept[0].fused.restores
-            recomputes = ctx.restores or kept[4][0] != "identity"
-            beta = bias if recomputes else None
-            ctx.save_for_backward(y if ctx.restores else x, weight, beta, saved, None)
+            if kept[4][0] == "identity" and not ctx.restores:
+                # three, as ever: each costs a little
+                ctx.save_for_backward(x, weight, saved)
+            else:
+                ctx.save_for_backward(y if ctx.restores else x, weight, bias, saved, None)
         else:
             y, saved, mask = bound(x, residual)
             side = _saved_side(kept[4][0], residual, mask)
@@ -93,7 +94,12 @@ class _BatchNormFunction(torch.autograd.Function):
 
 def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     """dx, dgamma, dbeta and dresidual, those that autograd asks for. `ctx.kept` is a `Kept`."""
-    x, weight, bias, saved, side = ctx.saved_tensors
+    tensors = ctx.saved_tensors
+    bias = side = None
+    if len(tensors) == 3:
+        x, weight, saved = tensors
+    else:
+        x, weight, bias, saved, side = tensors
     call, training, eps, bias_dtype, activation = ctx.kept
     needs = ctx.needs_input_grad[:4]
     if (
@@ -177,7 +183,8 @@ class _OperatorFunction(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             y, saved, mask = operator(x, weight, bias, *others, *activation, residual, True)
         side = _saved_side(activation[0], residual, mask)
-        ctx.save_for_backward(x, weight, bias if side is not mask else None, saved, side)
+        recomputes = activation[0] != "identity" and side is not mask
+        ctx.save_for_backward(x, weight, bias if recomputes else None, saved, side)
         ctx.kept = (None, training, eps, None if bias is None else bias.dtype, activation)
         ctx.mark_non_differentiable(saved, mask)
         return y, saved, mask

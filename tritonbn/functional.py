@@ -129,10 +129,10 @@ def batch_norm(
 
     Mutates: in training `running_mean` and `running_var` (with the unbiased variance).
 
-    Saved for backward: `input`, `weight` and 12 bytes a channel (24 for fp64); with an activation
-        `bias` too; with an activation and a residual also one byte for 16 bytes of `input` (for one
-        element where rows are no multiple of 16 bytes) if it is relu, relu6 or leaky_relu, else
-        `residual`. Never the sum before the activation.
+    Saved for backward: `input`, `weight` and 12 bytes a channel (24 for fp64). With an activation
+        `bias` too; but with a residual and relu, relu6 or leaky_relu, in its place, one byte for 16
+        bytes of `input` (for each element where `input` is no multiple of 16 bytes), and with a
+        residual and another activation `residual`. Never the sum before the activation.
     """
     arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
     following = IDENTITY if activation is None else activation_of(activation)

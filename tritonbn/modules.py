@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tritonbn_kernels.activation_names import activation_of
 
-from ._following import IDENTITY, Activation
+from ._following import IDENTITY, Activation, follows_nothing
 from ._foreign import eps_of, qconfig_of, refusal
 from ._layer_calls import again
 from ._validation import check_memory_efficient, residual_for
@@ -116,7 +116,11 @@ class _TritonBatchNorm(_BatchNorm):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # a layer with an activation does not get here, see __prepare_scriptable__
             y = self._torch_forward(input)
-            return y if residual is None else y + residual
+            if residual is None:
+                return y
+            if residual.shape != y.shape:
+                raise ValueError("expected a residual of the shape of the input")
+            return y + residual.to(y.dtype)
         if residual is None:
             kept = again(self, input)
             if kept is not None:
@@ -179,7 +183,9 @@ class _TritonBatchNorm(_BatchNorm):
         torch.jit.trace and inspect.getmembers read every name that is here.
         """
         names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
-        return names if self.activation is None else [name for name in names if name != "qconfig"]
+        if follows_nothing(self.activation):
+            return names
+        return [name for name in names if name != "qconfig"]
 
     def __prepare_scriptable__(self) -> "_TritonBatchNorm":
         """What TorchScript compiles for this layer.
@@ -187,7 +193,7 @@ class _TritonBatchNorm(_BatchNorm):
         Raises:
             NotImplementedError: it has an activation, which the compiled forward does not know.
         """
-        if self.activation is not None:
+        if not follows_nothing(self.activation):
             remedy = "use torch.jit.trace, or torch.compile"
             raise NotImplementedError(refusal(self.activation, remedy))
         return self

@@ -299,7 +299,7 @@ class BackwardCalls:
         if weight is None or side is not None:
             return self._by_steps(tensors, needs, None)
         # hooks on saved tensors may have made them anew since the forward pass
-        dtypes = (x.dtype, saved.dtype, weight.dtype, None if bias is None else bias.dtype)
+        dtypes = (x.dtype, saved.dtype, weight.dtype, bias if bias is None else bias.dtype)
         kind = (x.stride(), dy.stride(), dtypes, needs, plan_generation[0])
         known, at_once = self._last
         if at_once is not None and kind == known:

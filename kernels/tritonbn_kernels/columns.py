@@ -301,7 +301,7 @@ def add_tiles(
     written where it is asked for, as the residual's gradient. EVICTION is of a residual that is
     read, and will be read again.
 
-    dy is 0 outside, and so are the products while the mean is finite.
+    dy is 0 outside, and so are the products while mean and z are finite there.
     """
     for tile in tl.static_range(TILES):
         side = row_side(

@@ -196,11 +196,8 @@ class ForwardCall:
         "_copies",
         "_cumulative",
         "_mask_run",
-        "_masks",
-        "_normalize",
         "_saved",
-        "_statistics",
-        "_stored_run",
+        "_steps",
         "backward",
         "fused",
         "training",
@@ -220,59 +217,61 @@ class ForwardCall:
         self.training = training
         self.fused = fused
         self._cumulative = cumulative
-        self._masks = masks
+        # elements to a byte of the mask, 0 without one
+        self._mask_run = mask_run(x) if masks else 0
         self._aligned = residual is None or residual.data_ptr() & 15 == 0
         # `fused_backward` of calls of this kind
         self.backward = BackwardCalls(x.dtype, training, fused).call
-        self._statistics: StatisticsStep | ResidentForwardStep | None = None
-        self._normalize: NormalizeStep | None = None
         dense, view = readable(x)
         self._copies = dense is not x
         # a pattern for empty_like, half a microsecond quicker than a shape and a dtype
         self._saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
-        self._plan(dense, momentum, eps, one_read=training)
+        self._steps = self._plan(dense, momentum, eps, one_read=training)
 
-    def _plan(self, x: torch.Tensor, momentum: float | None, eps: float, one_read: bool) -> None:
-        """Choose the launches for the readable `x`."""
+    def _plan(
+        self, x: torch.Tensor, momentum: float | None, eps: float, one_read: bool
+    ) -> tuple[StatisticsStep | ResidentForwardStep | None, NormalizeStep | None, int]:
+        """The launches for the readable `x`, and the elements to a byte of the mask that they
+        write."""
         view = readable(x)[1]
         aligned = x.data_ptr() & 15 == 0 and self._aligned
         geometry = Geometry((view, output_view(x)), x.element_size(), aligned)
-        self._mask_run = self._stored_run = mask_run(x) if self._masks else 0
+        stored_run = self._mask_run
         arguments = None
         if one_read:
             arguments = ResidentForwardStep.arguments_for(x, geometry, self._mask_run)
         if arguments is not None:
-            self._statistics = ResidentForwardStep(
-                x, geometry, arguments, self._cumulative, self.fused
-            )
-            return
+            step = ResidentForwardStep(x, geometry, arguments, self._cumulative, self.fused)
+            return step, None, stored_run
         narrow = view.family == CHANNELS_LAST and pinned("block_c", ACCESS_BYTES) < self._mask_run
-        if self._masks and (geometry.vector != self._mask_run or narrow):
+        if stored_run and (geometry.vector != stored_run or narrow):
             # these kernels make whole runs of their own accesses, or else bytes
-            self._stored_run = 1
+            stored_run = 1
         # Triton passes floats as fp32: fp64 takes them as constants
         wide = x.dtype is torch.float64
         eps_constant = eps if wide else None
+        statistics = normalize = None
         if self.training:
-            self._statistics = StatisticsStep(
+            statistics = StatisticsStep(
                 x,
                 geometry,
                 CUMULATIVE=self._cumulative,
                 NORMALIZE=True,
                 EPS=eps_constant,
                 MOMENTUM=momentum if wide else None,
-                RUN=self._stored_run,
+                RUN=stored_run,
                 **self.fused.constants,
             )
-        if self._statistics is None or not self._statistics.plan.fused:
-            self._normalize = NormalizeStep(
+        if statistics is None or not statistics.plan.fused:
+            normalize = NormalizeStep(
                 x,
                 geometry,
                 FROM_RUNNING=not self.training,
                 EPS=eps_constant,
-                RUN=self._stored_run,
+                RUN=stored_run,
                 **self.fused.constants,
             )
+        return statistics, normalize, stored_run
 
     def __call__(
         self,
@@ -293,33 +292,29 @@ class ForwardCall:
             residual = laid_out_as_output(residual, x)
         y = torch.empty_like(x)
         saved = torch.empty_like(self._saved)
-        mask = self._new_mask(x)
-        if self._statistics is not None:
+        # at once: another thread may be planning anew
+        statistics, normalize, stored_run = self._steps
+        mask = _new_mask(x, stored_run)
+        if statistics is not None:
             vectors = (running_mean, running_var, num_batches_tracked)
             tensors = (x, weight, bias, y, saved, *vectors, residual, mask)
             try:
-                self._statistics(tensors, eps, momentum)
+                statistics(tensors, eps, momentum)
             except LaunchRefusedError as error:
-                refused = self._statistics.plan
-                self._plan(x, momentum, eps, one_read=False)
+                refused = statistics.plan
+                self._steps = self._plan(x, momentum, eps, one_read=False)
                 note_fallback(refused, error)
-                mask = self._new_mask(x)
-                self._statistics((*tensors[:-1], mask), eps, momentum)
+                statistics, normalize, stored_run = self._steps
+                assert statistics is not None
+                mask = _new_mask(x, stored_run)
+                statistics((*tensors[:-1], mask), eps, momentum)
             # the second launch reads what the first has saved
             running_mean = running_var = None
-        if self._normalize is not None:
-            self._normalize(
-                (x, weight, bias, running_mean, running_var, y, saved, residual, mask), eps
-            )
-        if mask is not None and self._stored_run != self._mask_run:
+        if normalize is not None:
+            normalize((x, weight, bias, running_mean, running_var, y, saved, residual, mask), eps)
+        if mask is not None and stored_run != self._mask_run:
             mask = pack_bytes(mask, self._mask_run)
         return y, saved, mask
-
-    def _new_mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Memory for the mask that the kernels write, None where they write none."""
-        if not self._masks:
-            return None
-        return x.new_empty(x.numel() // self._stored_run, dtype=torch.uint8)
 
     def bound(
         self,
@@ -338,9 +333,15 @@ class ForwardCall:
         def by_steps(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self(x, *vectors, momentum, eps)[:2]
 
-        if self._statistics is None or self._normalize is not None or self._copies:
+        statistics, normalize, _ = self._steps
+        if statistics is None or normalize is not None or self._copies:
             return by_steps
-        ready = self._statistics.ready((*vectors[2:], None, None), eps, momentum)
+        ready = statistics.ready((*vectors[2:], None, None), eps, momentum)
         if ready is None:
             return by_steps
         return forward_at_once(ready, weight, bias, self._saved, by_steps)
+
+
+def _new_mask(x: torch.Tensor, run: int) -> torch.Tensor | None:
+    """Memory for a mask of `run` elements a byte, None for 0."""
+    return x.new_empty(x.numel() // run, dtype=torch.uint8) if run else None

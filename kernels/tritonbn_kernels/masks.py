@@ -2,9 +2,10 @@
 
 A byte of the mask stands for a run of RUN elements, which is 16 bytes of the tensor (8 in half
 precision), so that one thread makes a byte of what it holds: 1/16 of the tensor in every dtype.
-Where elements do not come in such runs a byte stands for one element (RUN = 1). Bytes lie in the
-order of the elements of a dense tensor of the family, whatever the plan, so that the backward pass
-may have another one: element e is bit e % RUN of byte e // RUN.
+Kernels that read less at a time, or a tensor that is no multiple of 16 bytes, have a byte for each
+element (RUN = 1), which `fused.pack_bytes` packs where the size allows. Bytes lie in the order of
+the elements of a dense tensor of the family, whatever the plan, so that the backward pass may have
+another one: element e is bit e % RUN of byte e // RUN.
 """
 
 from __future__ import annotations

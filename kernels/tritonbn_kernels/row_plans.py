@@ -251,7 +251,7 @@ def plan_rows(
     if not pinned("resident", not is_pinned("fused", "splits", "block_v")):
         return None
     view, last = views[0], views[0].family == CHANNELS_LAST
-    vector = row_access(views, itemsize)
+    vector = _access(views, itemsize)
     if vector * itemsize < (4 if last else ACCESS_BYTES):
         return None
     rows = _Rows(view.n_outer, view.n_channels, view.n_inner, itemsize, vector, streams, device)
@@ -259,7 +259,7 @@ def plan_rows(
     return plan if plan is not None and rows.can_be_launched(plan) else None
 
 
-def row_access(views: tuple[ChannelView, ...], itemsize: int) -> int:
+def _access(views: tuple[ChannelView, ...], itemsize: int) -> int:
     """Elements of one access to rows, 0 where channels do not follow one another."""
     vector = ACCESS_BYTES // itemsize
     for one in views:

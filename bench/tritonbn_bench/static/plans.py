@@ -130,7 +130,7 @@ SHAPES: tuple[tuple[tuple[int, ...], str, tuple[str, ...]], ...] = (
 )
 # kernels differ by what they are given too; one shape of each family stands for all
 VARIANT_SHAPES = (((32, 64, 28, 28), CHANNELS_FIRST), ((32, 64, 28, 28), CHANNELS_LAST))
-# what is fused, by shape, layout and dtype: the mask of two slopes and the most arithmetic for every
+# what is fused, by shape, layout and dtype: a mask of two slopes and the most arithmetic for every
 # kernel, a residual that is read again and a mere recomputation for the wide ones
 MOST, LEAST = (("relu", True), ("gelu", False)), (("silu", True), ("relu", False))
 FUSED_SHAPES: tuple[tuple[tuple[int, ...], str, str, tuple[tuple[str, bool], ...]], ...] = (
