@@ -4,6 +4,7 @@ and masks that come back other than they were saved.
 All that a tracer is told must be so: the mask's size too, which depends on shape and strides.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import tritonbn
+from tests.checks import Operands, torch_gradients
 from tests.fused import fused_call
 from tests.held import gradient_of
 from tests.inputs import DEVICE, lay_out, values
@@ -82,7 +84,6 @@ def test_operators_pass_opcheck_with_gradients(activation: str) -> None:
     opcheck(FORWARD, tuple(arguments))
 
 
-# the dtypes in turn, two for each layout in each mode
 @train_and_eval
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -152,23 +153,29 @@ def test_compiled_layer_with_a_residual_trains_like_an_eager_one(
     torch.compiler.reset()
 
 
-def _moved(tensor: Tensor) -> Tensor:
-    """A copy elsewhere, at no multiple of 16 bytes."""
-    storage = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
-    return storage[1:].view(tensor.shape).copy_(tensor)
+def _misaligned(tensor: Tensor) -> Tensor:
+    """A copy of the same layout at no multiple of 16 bytes."""
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    storage = torch.zeros(reach + 2, dtype=tensor.dtype, device=tensor.device)
+    return storage[1:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
 
 
-@pytest.mark.parametrize("move", [torch.clone, _moved], ids=["clone", "misaligned"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+def _dense(tensor: Tensor) -> Tensor:
+    """A contiguous copy, as `torch.autograd.graph.save_on_cpu` makes and brings back."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 @train_and_eval
+@pytest.mark.parametrize("move", [torch.clone, _misaligned, _dense])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channels_last_slice"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_saved_tensors_may_be_moved(
-    activation: str, layout: str, move: Any, training: bool
+    activation: str, layout: str, move: Callable[[Tensor], Tensor], training: bool
 ) -> None:
-    # as offloading to the CPU and back does; relu's mask moves too
+    # relu's mask moves too, and lies in the order of an x that comes back in another
     shape, dtype = (3, 8, 4, 8), torch.bfloat16
     x = lay_out(values(shape, dtype), layout)
-    call = fused_call(x, activation, lay_out(values(shape, dtype), layout), training)
+    call = fused_call(x, activation, values(shape, dtype), training)
     dy = gradient_of(x)
     masks: list[Tensor] = []
 
@@ -176,25 +183,43 @@ def test_saved_tensors_may_be_moved(
         masks.extend([tensor] if tensor.dtype is torch.uint8 else [])
         return move(tensor)
 
-    def step() -> list[Tensor]:
-        assert call.running_mean is not None and call.running_var is not None
-        leaves = [
-            one.detach().clone().requires_grad_()
-            for one in (call.x, call.gamma, call.beta, call.residual)
-            if one is not None
-        ]
-        y = tritonbn.batch_norm(
-            leaves[0], call.running_mean.clone(), call.running_var.clone(), *leaves[1:3], training,
-            residual=leaves[3], activation=call.activation,
-        )  # fmt: skip
-        return list(torch.autograd.grad(y, leaves, dy))
-
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = step()
+        found = _public_gradients(call, dy, training)
     assert len(masks) == (activation == "relu")
-    oracle, plain = call.gradients(dy, training), step()
-    for name, ours, once in zip(("dx", "dgamma", "dbeta", "dresidual"), found, plain, strict=True):
-        exact = getattr(oracle, name)
-        # by another plan: no further from the exact one than two budgets' worth of plans may be
-        assert_within(name, ours, exact, value_budget(exact, once, ours.dtype))
-    assert torch.equal(found[3], plain[3])
+    _assert_gradients(call, dy, training, found)
+
+
+@train_and_eval
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_derivatives_of_gradients_know_the_order_of_a_moved_mask(
+    activation: str, training: bool
+) -> None:
+    x = lay_out(values((3, 8, 2, 4), torch.float64), "channels_last")
+    call = fused_call(x, activation, values((3, 8, 2, 4), torch.float64), training)
+    dy = gradient_of(x).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(_dense, lambda tensor: tensor):
+        found = _public_gradients(call, dy, training, create_graph=True)
+    assert all(gradient.requires_grad for gradient in found)
+    _assert_gradients(call, dy.detach(), training, found)
+
+
+def _public_gradients(
+    call: Operands, dy: Tensor, training: bool, create_graph: bool = False
+) -> list[Tensor]:
+    """Gradients of x, weight, bias and residual by the public function."""
+    assert call.running_mean is not None and call.running_var is not None
+    given = (call.x, call.gamma, call.beta, call.residual)
+    leaves = [one.detach().requires_grad_() for one in given if one is not None]
+    y = tritonbn.batch_norm(
+        leaves[0], call.running_mean.clone(), call.running_var.clone(), *leaves[1:3], training,
+        residual=leaves[3], activation=call.activation,
+    )  # fmt: skip
+    return list(torch.autograd.grad(y, leaves, dy, create_graph=create_graph))
+
+
+def _assert_gradients(call: Operands, dy: Tensor, training: bool, found: list[Tensor]) -> None:
+    oracle, torchs = call.gradients(dy, training), torch_gradients(call, dy, training)
+    names = ("dx", "dgamma", "dbeta", "dresidual")
+    for name, ours in zip(names, found, strict=True):
+        exact, theirs = getattr(oracle, name), getattr(torchs, name)
+        assert_within(name, ours.detach(), exact, value_budget(exact, theirs, ours.dtype))

@@ -16,7 +16,6 @@ from tritonbn_kernels.activation_names import activation_of
 __all__ = ["refused"]
 
 HALVES = (torch.float16, torch.bfloat16)
-MOST = {torch.float32: 4, torch.float16: 8, torch.bfloat16: 8, torch.float64: 2}
 
 
 def _of_bytes(mask: torch.Tensor | None, x: torch.Tensor) -> bool:
@@ -110,7 +109,9 @@ def test_refused_launch_of_images_packs_its_mask(refused: list[str]) -> None:
         with pytest.warns(RuntimeWarning, match="two-read kernels run instead"):
             judge(call, gradient_of(x))
     assert torch.equal(found, expected) and torch.equal(again, expected)
-    assert refused == ["rows_forward_kernel", "rows_backward_kernel"]
+    # the last call keeps running statistics, and is of a kind of its own
+    kinds = ["rows_forward_kernel", "rows_forward_kernel", "rows_backward_kernel"]
+    assert refused == kinds
 
 
 def _mask(call: Operands) -> torch.Tensor:
