@@ -84,6 +84,7 @@ class _BatchNormFunction(torch.autograd.Function):
             y, saved, mask = bound(x, residual)
             side = _saved_side(kept[4][0], residual, mask)
             beta = bias if side is residual else None
+            ctx.strides = (x.stride(), y.stride())
             ctx.save_for_backward(x, weight, beta, saved, side)
         return y
 
@@ -100,6 +101,8 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
         x, weight, saved = tensors
     else:
         x, weight, bias, saved, side = tensors
+    if side is not None and side.dtype is torch.uint8:
+        x = _as_masked(x, *ctx.strides)
     call, training, eps, bias_dtype, activation = ctx.kept
     needs = ctx.needs_input_grad[:4]
     if (
@@ -133,6 +136,14 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
     if dbeta is not None and dbeta.dtype is not bias_dtype:
         dbeta = dbeta.to(bias_dtype)
     return dx, dgamma, dbeta, dresidual
+
+
+def _as_masked(x: Tensor, given: tuple[int, ...], written: tuple[int, ...]) -> Tensor:
+    """`x` with the strides that the forward pass was given, else those of the y that it wrote: a
+    mask lies in the order of both, and hooks on saved tensors may have laid x out anew."""
+    if x.stride() == given:
+        return x
+    return torch.empty_strided(x.shape, written, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _backward_by_arguments(
@@ -184,6 +195,7 @@ class _OperatorFunction(torch.autograd.Function):
             y, saved, mask = operator(x, weight, bias, *others, *activation, residual, True)
         side = _saved_side(activation[0], residual, mask)
         recomputes = activation[0] != "identity" and side is not mask
+        ctx.strides = (x.stride(), y.stride())
         ctx.save_for_backward(x, weight, bias if recomputes else None, saved, side)
         ctx.kept = (None, training, eps, None if bias is None else bias.dtype, activation)
         ctx.mark_non_differentiable(saved, mask)
