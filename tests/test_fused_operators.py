@@ -26,7 +26,7 @@ from tritonbn_kernels.activation_names import activation_of
 train_and_eval = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # besides the layouts of small tensors, whose masks are bytes: masks of bits, in both families
-SHAPES = {
+SHAPES: dict[str, Callable[[], Tensor]] = {
     **LAYOUTS,
     "planes": lambda: torch.randn(2, 3, 4, 8),
     "rows": lambda: torch.randn(2, 3, 2, 16).transpose(1, 3),
@@ -210,10 +210,11 @@ def _public_gradients(
     assert call.running_mean is not None and call.running_var is not None
     given = (call.x, call.gamma, call.beta, call.residual)
     leaves = [one.detach().requires_grad_() for one in given if one is not None]
+    x, gamma, beta, residual = leaves
+    statistics = (call.running_mean.clone(), call.running_var.clone())
     y = tritonbn.batch_norm(
-        leaves[0], call.running_mean.clone(), call.running_var.clone(), *leaves[1:3], training,
-        residual=leaves[3], activation=call.activation,
-    )  # fmt: skip
+        x, *statistics, gamma, beta, training, residual=residual, activation=call.activation
+    )
     return list(torch.autograd.grad(y, leaves, dy, create_graph=create_graph))
 
 
