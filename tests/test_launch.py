@@ -37,6 +37,7 @@ class _Kernel:
         self.dispatched: list[tuple[Any, ...]] = []
         self.warmed: list[tuple[Any, ...]] = []
         self.fn = SimpleNamespace(__name__="some_kernel")
+        self.arg_names = ["x_ptr", "y_ptr", "n", "eps", "BLOCK", "FLAG"]
 
     def warmup(self, *arguments: Any, grid: tuple[int, ...], **constants: Any) -> _Compiled:
         self.warmed.append((grid, arguments, constants))
@@ -70,6 +71,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> _Kernel:
 
 def _launch(kernel: _Kernel) -> Launch:
     return Launch(kernel, 5, 12, (3,), {"BLOCK": 64, "FLAG": True}, 4)
+
+
+def test_constants_come_in_the_order_of_the_signature_and_no_others(kernel: _Kernel) -> None:
+    constants: dict[str, object] = {"FLAG": True, "UNKNOWN": 1, "BLOCK": 64}
+    launched = Launch(kernel, 5, 12, (3,), constants, 4)
+    assert list(launched.constants.items()) == [("BLOCK", 64), ("FLAG", True)]
 
 
 def test_second_call_runs_the_compiled_kernel_with_raw_pointers(kernel: _Kernel) -> None:
