@@ -103,6 +103,22 @@ class Case:
         return fusion_of(self.fusion)
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """What a row of results says of its case besides the id."""
+        return {
+            "mode": self.mode,
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "batch": self.batch,
+            "channels": self.channels,
+            "space": self.space,
+            "data": self.data,
+            "origin": self.origin,
+            "count": self.count,
+            "fusion": self.fusion,
+        }
+
+    @property
     def space(self) -> int:
         """Values per sample and channel."""
         return math.prod(self.plane)

@@ -223,16 +223,7 @@ def _moved_row(job: str, case: Case, provider: str, value: int) -> Row:
         quantity="bytes moved",
         unit="bytes",
         value=float(value),
-        mode=case.mode,
-        dtype=case.dtype,
-        layout=case.layout,
-        batch=case.batch,
-        channels=case.channels,
-        space=case.space,
-        data=case.data,
-        origin=case.origin,
-        count=case.count,
-        fusion=case.fusion,
+        **case.columns,
     )
 
 

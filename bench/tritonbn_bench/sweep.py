@@ -157,16 +157,7 @@ def _time_row(
         floor_bytes=floor_bytes(
             case.mode, case.numel, case.channels, case.itemsize, **case.fused.formula
         ),
-        mode=case.mode,
-        dtype=case.dtype,
-        layout=case.layout,
-        batch=case.batch,
-        channels=case.channels,
-        space=case.space,
-        data=case.data,
-        origin=case.origin,
-        count=case.count,
-        fusion=case.fusion,
+        **case.columns,
         backend=backend,
         cache=cache,
         status=status,
