@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tritonbn_kernels.activation_names import TWO_SLOPES
 from tritonbn_kernels.traffic import (
-    MASKED,
     MODES,
     floor_bytes,
     mask_bytes,
@@ -106,8 +106,8 @@ def test_a_mask_is_a_sixteenth_of_its_tensor_rounded_up(itemsize: int) -> None:
 
 
 def test_activations_of_two_slopes_keep_masks_behind_a_residual_alone() -> None:
-    assert set(MASKED) == {"relu", "relu6", "leaky_relu"}
-    for name in MASKED:
+    assert set(TWO_SLOPES) == {"relu", "relu6", "leaky_relu"}
+    for name in TWO_SLOPES:
         alone = floor_bytes("forward_train", *SIZES, activation=name)
         assert alone == floor_bytes("forward_train", *SIZES)
         behind = floor_bytes("forward_train", *SIZES, residual=True, activation=name)

@@ -15,12 +15,20 @@ import torch
 from torch import Tensor
 
 import tritonbn_kernels as kernels
-from tritonbn_kernels.activation_names import NO_PARAMETER
-from tritonbn_kernels.fused import mask_run, side_of
+from tritonbn_kernels.activation_names import NO_PARAMETER, side_of
+from tritonbn_kernels.fused import mask_run
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.layout import empty_like_in_family
 
-__all__ = ["backward_on_device", "backward_op", "eval_op", "forward_op", "library", "on_device"]
+__all__ = [
+    "Gradients",
+    "backward_on_device",
+    "backward_op",
+    "eval_op",
+    "forward_op",
+    "library",
+    "on_device",
+]
 
 _T = TypeVar("_T")
 # dx, dgamma, dbeta, dresidual
@@ -130,16 +138,6 @@ def _backward_operator(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 
 def _forward_fake(
-    x: Tensor, residual: Tensor | None, activation: str, keeps_mask: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
-    mask = _absent(x)
-    if keeps_mask and side_of(activation, residual is not None) == "mask":
-        mask = x.new_empty(x.numel() // mask_run(x), dtype=torch.uint8)
-    return empty_like_in_family(x), saved, mask
-
-
-def _training_fake(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -154,7 +152,11 @@ def _training_fake(
     residual: Tensor | None = None,
     keeps_mask: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward_fake(x, residual, activation, keeps_mask)
+    saved = x.new_empty((3, x.shape[1]), dtype=accumulation_dtype(x))
+    mask = _absent(x)
+    if keeps_mask and side_of(activation, residual is not None) == "mask":
+        mask = x.new_empty(x.numel() // mask_run(x), dtype=torch.uint8)
+    return empty_like_in_family(x), saved, mask
 
 
 def _eval_fake(
@@ -164,12 +166,11 @@ def _eval_fake(
     running_mean: Tensor,
     running_var: Tensor,
     eps: float,
-    activation: str = "identity",
-    parameter: float = NO_PARAMETER,
-    residual: Tensor | None = None,
-    keeps_mask: bool = False,
+    *following: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward_fake(x, residual, activation, keeps_mask)
+    """`_forward_fake` with running statistics."""
+    vectors = (weight, bias, running_mean, running_var, None)
+    return _forward_fake(x, *vectors, False, 0.0, eps, *following)
 
 
 def _backward_fake(
@@ -205,7 +206,7 @@ for _key in ("CUDA", "CPU"):
     library.impl("batch_norm_forward", _forward_on_device, _key)  # type: ignore[no-untyped-call]
     library.impl("batch_norm_eval", _eval_on_device, _key)  # type: ignore[no-untyped-call]
     library.impl("batch_norm_backward", _backward_operator, _key)  # type: ignore[no-untyped-call]
-torch.library.register_fake("tritonbn::batch_norm_forward", _training_fake, lib=library)
+torch.library.register_fake("tritonbn::batch_norm_forward", _forward_fake, lib=library)
 torch.library.register_fake("tritonbn::batch_norm_eval", _eval_fake, lib=library)
 torch.library.register_fake("tritonbn::batch_norm_backward", _backward_fake, lib=library)
 

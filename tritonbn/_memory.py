@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ._validation import needs_gradients
+
 __all__ = ["restores"]
 
 MOST_OFFSET = 3.0
@@ -51,10 +53,9 @@ def restores(
         ValueError: with True, a residual, elu of another dtype than fp32, or channels whose gamma
             and beta do not allow it, which it names.
     """
-    differentiable = torch.is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (x, weight, bias, residual)
-    )
-    if not memory_efficient or not differentiable or torch.compiler.is_compiling():
+    if not memory_efficient or torch.compiler.is_compiling():
+        return False
+    if not needs_gradients(x, weight, bias, residual):
         return False
     reason = ""
     if residual is not None:
@@ -97,14 +98,12 @@ def _out_of_bounds(
     if known is not None and known[0] == state:
         return known[1]
     channels: list[int] = []
-    if weight is not None:
-        gamma = weight.detach().double()
-        beta = torch.zeros_like(gamma) if bias is None else bias.detach().double()
+    vector = bias if weight is None else weight
+    if vector is not None:
+        like = vector.detach().double()
+        gamma = torch.ones_like(like) if weight is None else like
+        beta = torch.zeros_like(like) if bias is None else bias.detach().double()
         fine = _resolved(gamma, beta, activation, dtype)
-        channels = torch.nonzero(~fine).flatten().tolist()
-    elif bias is not None:
-        beta = bias.detach().double()
-        fine = _resolved(torch.ones_like(beta), beta, activation, dtype)
         channels = torch.nonzero(~fine).flatten().tolist()
     _seen[layer] = (state, channels)
     return channels

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 
 import tritonbn_kernels as kernels
 from tritonbn_kernels import ForwardCall
-from tritonbn_kernels.activation_names import NO_PARAMETER
-from tritonbn_kernels.fused import IDENTITY, side_of
+from tritonbn_kernels.activation_names import NO_PARAMETER, side_of
+from tritonbn_kernels.fused import IDENTITY, Fused
 
 from ._library import (
     Gradients,
@@ -30,6 +30,7 @@ from ._library import (
     on_device,
 )
 from ._second_order import differentiable_backward, restored
+from ._validation import needs_gradients
 
 _Tensor = TypeVar("_Tensor", Tensor, Tensor | None)
 # weight, bias, running_mean, running_var and num_batches_tracked
@@ -49,10 +50,22 @@ def through_dispatcher() -> bool:
     return torch.compiler.is_compiling() or _dispatch_modes() > 0
 
 
-def _saved_side(activation: str, residual: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """What backward keeps of a residual: the mask, the residual itself, or nothing."""
-    side = side_of(activation, residual is not None)
-    return mask if side == "mask" else residual if side == "residual" else None
+def _saved_besides(
+    activation: tuple[str, float],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(bias, side) as backward keeps them: the bias where it computes z anew, and of a residual the
+    mask, the residual itself, or nothing."""
+    fused = Fused(*activation, side_of(activation[0], residual is not None))
+    side = {"mask": mask, "residual": residual, "": None}[fused.side]
+    return bias if fused.needs_bias else None, side
+
+
+def _restores(call: ForwardCall | None) -> bool:
+    """Whether the call left y for backward in place of x."""
+    return call is not None and call.fused.restores
 
 
 class _BatchNormFunction(torch.autograd.Function):
@@ -74,16 +87,15 @@ class _BatchNormFunction(torch.autograd.Function):
         y: Tensor
         if residual is None:
             y, saved = bound(x)
-            ctx.restores = kept[0] is not None and kept[0].fused.restores
-            if kept[4][0] == "identity" and not ctx.restores:
+            restores = _restores(kept[0])
+            if kept[4][0] == "identity" and not restores:
                 # three, as ever: each costs a little
                 ctx.save_for_backward(x, weight, saved)
             else:
-                ctx.save_for_backward(y if ctx.restores else x, weight, bias, saved, None)
+                ctx.save_for_backward(y if restores else x, weight, bias, saved, None)
         else:
             y, saved, mask = bound(x, residual)
-            side = _saved_side(kept[4][0], residual, mask)
-            beta = bias if side is residual else None
+            beta, side = _saved_besides(kept[4], bias, residual, mask)
             ctx.strides = (x.stride(), y.stride())
             ctx.save_for_backward(x, weight, beta, saved, side)
         return y
@@ -112,7 +124,7 @@ def _gradients(ctx: Any, dy: Tensor) -> Gradients:
         or _is_legacy_batched(dy)
         or _is_batched(dy)
     ):
-        if getattr(ctx, "restores", False):
+        if _restores(call):
             if _is_grad_enabled():
                 raise RuntimeError(
                     "expected no create_graph with memory_efficient, which keeps no input to"
@@ -193,10 +205,9 @@ class _OperatorFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             y, saved, mask = operator(x, weight, bias, *others, *activation, residual, True)
-        side = _saved_side(activation[0], residual, mask)
-        recomputes = activation[0] != "identity" and side is not mask
+        beta, side = _saved_besides(activation, bias, residual, mask)
         ctx.strides = (x.stride(), y.stride())
-        ctx.save_for_backward(x, weight, bias if recomputes else None, saved, side)
+        ctx.save_for_backward(x, weight, beta, saved, side)
         ctx.kept = (None, training, eps, None if bias is None else bias.dtype, activation)
         ctx.mark_non_differentiable(saved, mask)
         return y, saved, mask
@@ -221,9 +232,7 @@ def _recorded(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An operator at autograd's level; `others`: its arguments from the running mean to eps."""
     following = (activation, parameter)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias, residual)
-    ):
+    if needs_gradients(x, weight, bias, residual):
         y, saved, mask = _OperatorFunction.apply(  # type: ignore[no-untyped-call]
             x, weight, bias, residual, operator, training, eps, following, others
         )
@@ -289,13 +298,11 @@ def batch_norm(
     x, weight, bias = _positive(x), _positive(weight), _positive(bias)
     residual = _positive(residual)
     vectors = (weight, bias, running_mean, running_var, num_batches_tracked)
-    differentiable = _is_grad_enabled() and any(
-        one is not None and one.requires_grad for one in (x, weight, bias, residual)
-    )
+    # without a residual there is no mask to be kept
+    keeps_mask = residual is not None and needs_gradients(x, weight, bias, residual)
     call = on_device(
         x, kernels.forward_call, x, *vectors, training, momentum, eps,
-        activation, residual, differentiable,
-        restores,
+        activation, residual, keeps_mask, restores,
     )  # fmt: skip
     kept = (call, training, eps, None if bias is None else bias.dtype, activation)
     bound = partial(_called, call, vectors, momentum, eps)

@@ -24,6 +24,11 @@ def eps_zero_in_eval() -> bool:
     return True
 
 
+def needs_gradients(*tensors: Tensor | None) -> bool:
+    """Whether autograd records an operation on these."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
 def accepts(
     x: Tensor,
     running_mean: Tensor | None,

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonbn_kernels import CompileAhead
-from tritonbn_kernels.fused import side_of
+from tritonbn_kernels.activation_names import side_of
 from tritonbn_kernels.launch import interpreted
 from tritonbn_kernels.normalize import normalize_kernel
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol, TypeVar
 
-from tritonbn_kernels.traffic import MASKED, mask_bytes
+from tritonbn_kernels.activation_names import TWO_SLOPES
+from tritonbn_kernels.traffic import mask_bytes
 
 from .cases import DTYPES
 
@@ -224,7 +225,7 @@ class Accounts:
         saved = [kept.storage, self._vectors(x, 3)]
         if residual is None:
             return self._record(y, saved, (x, False))
-        if activation in MASKED:
+        if activation in TWO_SLOPES:
             saved.append(self._storage(mask_bytes(prod(x.shape), self.itemsize)))
         elif activation != "identity":
             saved.append(residual.storage)

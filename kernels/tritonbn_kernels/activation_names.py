@@ -1,6 +1,7 @@
 """Names and parameters of the activations that kernels know, in torch's words; pure Python.
 
-The formulas are in `activations.py`; a new one is a row here, two functions and two branches there.
+The formulas are in `activations.py`. A new one is a row here, two functions and two branches there,
+torch's own in `tritonbn/_following.py`, and the oracle's in `tritonbn/reference.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-__all__ = ["ACTIVATIONS", "NO_PARAMETER", "activation_of"]
+__all__ = ["ACTIVATIONS", "NO_PARAMETER", "TWO_SLOPES", "activation_of", "side_of"]
 
 NO_PARAMETER = 0.0
 # name -> parameter by default, None where there is none
@@ -25,6 +26,8 @@ ACTIVATIONS: dict[str, float | None] = {
     "gelu": None,
     "gelu_tanh": None,
 }
+# with a residual, one bit an element tells the derivative of these
+TWO_SLOPES = frozenset({"relu", "relu6", "leaky_relu"})
 # what torch calls approximate
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
@@ -58,6 +61,18 @@ def activation_of(value: object) -> tuple[str, float]:
     if ACTIVATIONS[name] is None:
         raise ValueError(f"expected no parameter of {name}, got {parameter!r}")
     return name, _finite(name, parameter)
+
+
+def side_of(activation: str, residual: bool) -> str:
+    """What a backward pass needs besides dy and x: "" for nothing, "mask" or "residual"; the least
+    that gives exact derivatives.
+
+    With a residual z cannot be told from x. Where the activation has two slopes one bit an element
+    tells which; elsewhere the residual is read again, which its producer often keeps anyway.
+    """
+    if not residual or activation == "identity":
+        return ""
+    return "mask" if activation in TWO_SLOPES else "residual"
 
 
 def _known(name: str) -> str:

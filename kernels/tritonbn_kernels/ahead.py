@@ -17,9 +17,10 @@ import torch
 import triton
 from triton import knobs
 
+from tritonbn_kernels.activation_names import side_of
 from tritonbn_kernels.backward import BackwardCall
 from tritonbn_kernels.forward import ForwardCall
-from tritonbn_kernels.fused import IDENTITY, Fused, mask_run, side_of
+from tritonbn_kernels.fused import IDENTITY, Fused, mask_run
 from tritonbn_kernels.geometry import accumulation_dtype
 from tritonbn_kernels.launch import compile_only, device_index, interpreted
 from tritonbn_kernels.normalize import normalize_kernel
@@ -53,9 +54,8 @@ def _compile_forward(
     tensors = (x, weight, bias, running_mean, running_var, num_batches_tracked)
     cumulative = training and momentum is None and running_mean is not None
     fused = Fused(*activation, side_of(activation[0], residual is not None))
-    masks = keeps_mask and fused.side == "mask"
     with compile_only() as kernels:
-        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, masks)
+        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, keeps_mask)
         call(*tensors, momentum, eps, residual)
     return kernels
 

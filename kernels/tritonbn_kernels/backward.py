@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tritonbn_kernels.activation_names import side_of
 from tritonbn_kernels.at_once import BackwardAtOnce, backward_at_once
-from tritonbn_kernels.fused import IDENTITY, UNFUSED, Fused, laid_out_as_output, run_of, side_of
+from tritonbn_kernels.fused import IDENTITY, UNFUSED, Fused, run_of
 from tritonbn_kernels.geometry import (
     Geometry,
+    lies_as_output,
     like_grouped,
     output_view,
     readable,
@@ -147,6 +149,7 @@ class BackwardCall:
 
     __slots__ = (
         "_copies_dy",
+        "_copies_side",
         "_copies_x",
         "_fused",
         "_mask_run",
@@ -179,6 +182,8 @@ class BackwardCall:
         self._copies_x = dense is not x
         grouped = like_grouped(dy, dense, self._view)
         self._copies_dy = grouped is not dy
+        residual = side if fused.side == "residual" else None
+        self._copies_side = residual is not None and not lies_as_output(residual, dense)
         self._plan(grouped, dense, one_read=training and needs[0])
 
     def _plan(self, dy: torch.Tensor, x: torch.Tensor, one_read: bool) -> None:
@@ -222,8 +227,8 @@ class BackwardCall:
             x = readable(x)[0]
         if self._copies_dy:
             dy = like_grouped(dy, x, self._view)
-        if side is not None and self._fused.side == "residual":
-            side = laid_out_as_output(side, x)
+        if side is not None and self._copies_side:
+            side = torch.empty_like(x).copy_(side)
         dx = torch.empty_like(x) if need_dx else None
         # like a row of saved where there is no weight; both are (C,)
         vector = saved[0] if weight is None else weight

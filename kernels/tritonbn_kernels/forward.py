@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from tritonbn_kernels.activation_names import side_of
 from tritonbn_kernels.at_once import BoundCall, forward_at_once
 from tritonbn_kernels.backward import BackwardCalls
 from tritonbn_kernels.fused import (
     IDENTITY,
     UNFUSED,
     Fused,
-    laid_out_as_output,
     mask_run,
     pack_bytes,
-    side_of,
 )
-from tritonbn_kernels.geometry import Geometry, accumulation_dtype, output_view, readable
+from tritonbn_kernels.geometry import (
+    Geometry,
+    accumulation_dtype,
+    lies_as_output,
+    output_view,
+    readable,
+)
 from tritonbn_kernels.launch import (
     LaunchRefusedError,
     note_fallback,
@@ -165,8 +170,7 @@ def forward_call(
         if cumulative and num_batches_tracked is None:
             raise ValueError("expected num_batches_tracked with momentum None, got None")
         fused = Fused(*activation, side, restores)
-        masks = keeps_mask and side == "mask"
-        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, masks)
+        call = ForwardCall(x, training, cumulative, momentum, eps, fused, residual, keeps_mask)
         remember(_calls, key, call)
     return call
 
@@ -194,6 +198,7 @@ class ForwardCall:
     __slots__ = (
         "_aligned",
         "_copies",
+        "_copies_residual",
         "_cumulative",
         "_mask_run",
         "_saved",
@@ -212,18 +217,19 @@ class ForwardCall:
         eps: float,
         fused: Fused = UNFUSED,
         residual: torch.Tensor | None = None,
-        masks: bool = False,
+        keeps_mask: bool = False,
     ) -> None:
         self.training = training
         self.fused = fused
         self._cumulative = cumulative
         # elements to a byte of the mask, 0 without one
-        self._mask_run = mask_run(x) if masks else 0
+        self._mask_run = mask_run(x) if keeps_mask and fused.side == "mask" else 0
         self._aligned = residual is None or residual.data_ptr() & 15 == 0
         # `fused_backward` of calls of this kind
         self.backward = BackwardCalls(x.dtype, training, fused).call
         dense, view = readable(x)
         self._copies = dense is not x
+        self._copies_residual = residual is not None and not lies_as_output(residual, dense)
         # a pattern for empty_like, half a microsecond quicker than a shape and a dtype
         self._saved = x.new_empty((3, view.n_channels), dtype=accumulation_dtype(x))
         self._steps = self._plan(dense, momentum, eps, one_read=training)
@@ -288,8 +294,8 @@ class ForwardCall:
         """`fused_forward` of arguments of this kind."""
         if self._copies:
             x = readable(x)[0]
-        if residual is not None:
-            residual = laid_out_as_output(residual, x)
+        if residual is not None and self._copies_residual:
+            residual = torch.empty_like(x).copy_(residual)
         y = torch.empty_like(x)
         saved = torch.empty_like(self._saved)
         # at once: another thread may be planning anew

@@ -7,17 +7,14 @@ from typing import NamedTuple
 import torch
 
 from tritonbn_kernels.activation_names import NO_PARAMETER
-from tritonbn_kernels.layout import channel_view
 from tritonbn_kernels.plan import ACCESS_BYTES
 
-# activations with two slopes: with a residual, one bit an element tells the derivative
-TWO_SLOPES = frozenset({"relu", "relu6", "leaky_relu"})
 IDENTITY = ("identity", NO_PARAMETER)
 
 
 class Fused(NamedTuple):
     """Activation and parameter, as `activation_of` has them; side: what a backward pass reads
-    besides dy and x, "" for nothing, "mask" or "residual"; restores: whether x is got back from y.
+    besides dy and x, as `side_of` has it; restores: whether x is got back from y.
     """
 
     activation: str = "identity"
@@ -42,17 +39,6 @@ class Fused(NamedTuple):
 
 
 UNFUSED = Fused()
-
-
-def side_of(activation: str, residual: bool) -> str:
-    """What a backward pass needs besides dy and x; the least that gives exact derivatives.
-
-    With a residual z cannot be told from x. Where the activation has two slopes one bit an element
-    tells which; elsewhere the residual is read again, which its producer often keeps anyway.
-    """
-    if not residual or activation == "identity":
-        return ""
-    return "mask" if activation in TWO_SLOPES else "residual"
 
 
 def run_of(itemsize: int) -> int:
@@ -80,13 +66,3 @@ def pack_bytes(mask: torch.Tensor, run: int) -> torch.Tensor:
     for number in range(1, run):
         packed |= bits[:, number] << number
     return packed
-
-
-def laid_out_as_output(tensor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`tensor` itself if its elements lie as those of an output made for the readable `x`, else a
-    dense copy that does."""
-    like = torch.empty_like(x, device="meta")
-    own = channel_view(tensor)
-    if own is not None and own == channel_view(like):
-        return tensor
-    return torch.empty_like(x).copy_(tensor)

@@ -8,7 +8,7 @@ FUSED, one constant of every kernel, is (activation, its parameter, side, restor
 - restores: the tensor given as x is y, from which an invertible activation gives x back.
 
 Without a residual nothing is kept for the derivative: z is computed anew by the multiply-add that
-the forward pass had (`moments.affine`), to the same bits.
+the forward pass had (`moments.scaled`), to the same bits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,7 @@ import triton
 import triton.language as tl
 
 from tritonbn_kernels.activations import gradient_through, passed_gradient, restored
-from tritonbn_kernels.moments import load_channels, offset_of
-
-
-@triton.jit
-def before_activation(centred, scale, offset):
-    """z = centred * scale + offset in one rounding, as `moments.affine` has it."""
-    return tl.fma(
-        centred, tl.broadcast_to(scale, centred.shape), tl.broadcast_to(offset, centred.shape)
-    )
+from tritonbn_kernels.moments import load_channels, offset_of, scaled
 
 
 # fmt: off
@@ -73,7 +65,7 @@ def pulled_back(dy, x, side, mean_hi, scale, offset, FUSED: tl.constexpr):
         elif ACTIVATION == "identity":
             dz = dy
         else:
-            z = before_activation(centred, scale, offset)
+            z = scaled(centred, scale, offset)
             if FUSED[2] == "residual":
                 z += side
             dz = gradient_through(dy, z, ACTIVATION, PARAMETER)

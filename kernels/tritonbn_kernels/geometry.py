@@ -109,6 +109,11 @@ def like_grouped(tensor: torch.Tensor, model: torch.Tensor, view: ChannelView) -
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)
 
 
+def lies_as_output(tensor: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether the elements of `tensor` lie as those of an output made for the readable `x`."""
+    return channel_view(tensor) == output_view(x)
+
+
 def output_view(x: torch.Tensor) -> ChannelView:
     """The view of an output made for `x`, which `readable` returned."""
     return _view(torch.empty_like(x, device="meta"))

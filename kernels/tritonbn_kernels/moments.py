@@ -165,7 +165,12 @@ def affine(x, mean_hi, scale, offset):
     of an activation must see the sign that the forward pass saw. The second word of the mean is in
     the offset (`offset_of`).
     """
-    centred = x - mean_hi
+    return scaled(x - mean_hi, scale, offset)
+
+
+@triton.jit
+def scaled(centred, scale, offset):
+    """`affine` of what is centred already."""
     return tl.fma(
         centred, tl.broadcast_to(scale, centred.shape), tl.broadcast_to(offset, centred.shape)
     )

@@ -15,8 +15,8 @@ The floor is what GB/s is counted on, for every provider alike.
 
 `y = activation(bn(x) + residual)` in the same kernel moves more for the residual only: the
 derivative of an activation alone is computed anew from x, and the way back reads beta for it. m is
-the mask of one bit an element that an activation of two slopes (`MASKED`) keeps behind a residual:
-a byte for every 16 bytes of x.
+the mask of one bit an element that an activation of two slopes keeps behind a residual: a byte for
+every 16 bytes of x.
 
 | behind BatchNorm | forward_train | backward, floor | backward_train, two reads |
 |---|---|---|---|
@@ -39,9 +39,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tritonbn_kernels.activation_names import side_of
+
 MODES = ("forward_train", "forward_eval", "backward_train", "backward_eval")
-# activations of two slopes: which one an element met is one bit
-MASKED = ("relu", "relu6", "leaky_relu")
 IDENTITY = "identity"
 
 _FLOOR_TENSORS = {"forward_train": 2, "forward_eval": 2, "backward_train": 3, "backward_eval": 3}
@@ -76,14 +76,15 @@ def mask_bytes(numel: int, itemsize: int) -> int:
 
 def _extra(mode: str, residual: bool, activation: str) -> _Extra:
     """What is added to a floor."""
+    side = side_of(activation, residual)
     if mode.startswith("forward"):
-        keeps = mode == "forward_train" and residual and activation in MASKED
+        keeps = mode == "forward_train" and side == "mask"
         return _Extra(reads=int(residual), masks=int(keeps))
     if activation == IDENTITY:
         return _Extra()
-    if not residual:
+    if not side:
         return _Extra(vectors=1)
-    if activation in MASKED:
+    if side == "mask":
         return _Extra(writes=1, masks=1)
     return _Extra(reads=1, writes=1, vectors=1)
 
