@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tritonbn_kernels.activation_names import ACTIVATIONS, INVERTIBLE
+
 _PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
@@ -120,9 +122,8 @@ def check_memory_efficient(memory_efficient: object, activation: tuple[str, floa
     if not isinstance(memory_efficient, bool) and memory_efficient != "auto":
         raise TypeError(f"expected memory_efficient as a bool or 'auto', got {memory_efficient!r}")
     name, parameter = activation
-    if memory_efficient and not (
-        name == "identity" or (name in ("leaky_relu", "elu") and parameter > 0.0)
-    ):
+    undone = name in INVERTIBLE and (ACTIVATIONS[name] is None or parameter > 0.0)
+    if memory_efficient and not undone:
         raise ValueError(
             f"expected memory_efficient={memory_efficient!r} with no activation, or with leaky_relu"
             f" or elu of a positive parameter, which can be inverted; got {name} with {parameter}"

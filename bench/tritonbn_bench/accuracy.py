@@ -16,7 +16,7 @@ from tritonbn import reference
 from .budget import Budget, error, mean_budget, sum_budget, value_budget
 from .cases import MODES, Case
 from .inputs import Inputs, make_inputs
-from .providers import ACTIVATIONS, composed, poisoned_memory, results_of, torch_backend
+from .providers import composed, poisoned_memory, results_of, torch_backend
 from .results import Row
 
 __all__ = ["DATA", "Verdict", "accuracy_cases", "accuracy_rows", "judge"]
@@ -119,14 +119,23 @@ def _oracle(
     with torch.no_grad():
         x, gamma, beta = inputs.x, inputs.gamma, inputs.beta
         running = (inputs.running_mean, inputs.running_var)
-        exact = reference.forward(x, gamma, beta, *running, training, inputs.momentum, inputs.eps)
+        exact = reference.forward(
+            x,
+            gamma,
+            beta,
+            *running,
+            training,
+            inputs.momentum,
+            inputs.eps,
+            residual=inputs.residual,
+            activation=inputs.fusion.activation,
+        )
         per_channel = (1, -1, *[1] * (x.dim() - 2))
         centred = x.double() - exact.mean.view(per_channel)
-        y, dz = _behind(inputs, exact.y)
         if mode.startswith("backward"):
-            return _gradients(inputs, exact, centred, dz, training, torch_results)
-        oracle = {"y": y}
-        budgets = {"y": value_budget(y, torch_results["y"], x.dtype)}
+            return _gradients(inputs, exact, centred, training, torch_results)
+        oracle = {"y": exact.y}
+        budgets = {"y": value_budget(exact.y, torch_results["y"], x.dtype)}
         if training and exact.running_mean is not None and exact.running_var is not None:
             dtype = inputs.running_mean.dtype
             shift = inputs.momentum * centred
@@ -145,33 +154,30 @@ def _oracle(
     return oracle, budgets
 
 
-def _behind(inputs: Inputs, normalised: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact y, and the gradient of what BatchNorm made of x.
-
-    Args:
-        inputs: dy, residual and what follows are read
-        normalised: `(N, C, *S)`, float64
-    """
-    z = normalised if inputs.residual is None else normalised + inputs.residual.double()
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        # a copy, for some of them work in place
-        y = ACTIVATIONS[inputs.fusion.activation](leaf.clone())
-        (dz,) = torch.autograd.grad(y, leaf, inputs.dy.double())
-    return y.detach(), dz
-
-
 def _gradients(
     inputs: Inputs,
     exact: reference.Forward,
     centred: Tensor,
-    dz: Tensor,
     training: bool,
     torch_results: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Budget]]:
     x, gamma = inputs.x, inputs.gamma
-    gradients = reference.backward(dz, x, gamma, exact.mean, exact.inv_std, training)
-    oracle = {**gradients._asdict(), "dresidual": dz}
+    # one of zeros too has a gradient, which is that before the activation
+    residual = torch.zeros_like(x) if inputs.residual is None else inputs.residual
+    gradients = reference.backward(
+        inputs.dy,
+        x,
+        gamma,
+        exact.mean,
+        exact.inv_std,
+        training,
+        beta=inputs.beta,
+        residual=residual,
+        activation=inputs.fusion.activation,
+    )
+    dz = gradients.dresidual
+    assert dz is not None
+    oracle = gradients._asdict()
     xhat = centred * exact.inv_std.view(1, -1, *[1] * (x.dim() - 2))
     budgets: dict[str, Budget] = {}
     for name in inputs.leaves.keys() & {"dx", "dresidual"}:

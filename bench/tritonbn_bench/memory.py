@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol, TypeVar
 
-from tritonbn_kernels.activation_names import TWO_SLOPES
+from tritonbn_kernels.activation_names import INVERTIBLE, TWO_SLOPES
 from tritonbn_kernels.traffic import mask_bytes
 
 from .cases import DTYPES
@@ -22,8 +22,6 @@ from .cases import DTYPES
 __all__ = ["WAYS", "Accounts", "Operators", "Usage", "Value", "Way", "resnet", "resnet50_usage"]
 
 RESNET50_DEPTHS = (3, 4, 6, 3)
-# activations that give back their argument
-_INVERTIBLE = ("identity", "leaky_relu", "elu")
 # what the derivative is computed from: the result where that is enough
 _FROM_RESULT = ("relu", "relu6", "sigmoid", "tanh")
 _FROM_RESULT_IN_PLACE = (*_FROM_RESULT, "leaky_relu", "elu")
@@ -219,7 +217,7 @@ class Accounts:
 
     def _fused(self, x: Value, activation: str, residual: Value | None) -> Value:
         y = self._value(x.shape)
-        invertible = activation in _INVERTIBLE and residual is None
+        invertible = activation in INVERTIBLE and residual is None
         kept = y if self.way.memory_efficient and invertible else x
         # mean in two words, and inverse standard deviation
         saved = [kept.storage, self._vectors(x, 3)]

@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-__all__ = ["ACTIVATIONS", "NO_PARAMETER", "TWO_SLOPES", "activation_of", "side_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "INVERTIBLE",
+    "NO_PARAMETER",
+    "TWO_SLOPES",
+    "activation_of",
+    "side_of",
+]
 
 NO_PARAMETER = 0.0
 # name -> parameter by default, None where there is none
@@ -28,6 +35,8 @@ ACTIVATIONS: dict[str, float | None] = {
 }
 # with a residual, one bit an element tells the derivative of these
 TWO_SLOPES = frozenset({"relu", "relu6", "leaky_relu"})
+# what `activations.restored` undoes, those with a parameter where it is positive
+INVERTIBLE = frozenset({"identity", "leaky_relu", "elu"})
 # what torch calls approximate
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
