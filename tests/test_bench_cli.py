@@ -13,6 +13,7 @@ import pytest
 
 from tritonbn_bench import cli
 from tritonbn_bench.results import Results, Row
+from tritonbn_bench.verbs import report
 
 # these processes use the interpreter even where a GPU is, so that they behave alike everywhere
 ENVIRONMENT = {
@@ -146,7 +147,7 @@ def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) 
 def test_without_the_extras_figures_are_kept_and_what_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_absent_extras", lambda: ["pandas"])
+    monkeypatch.setattr(report, "absent_extras", lambda: ["pandas"])
     assert cli.main(["run", "--only", "traffic", "--out", str(tmp_path)]) == 0
     assert "no report was drawn: pandas missing" in capsys.readouterr().out
     assert Results.load(tmp_path).rows
