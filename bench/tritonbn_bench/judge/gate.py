@@ -98,13 +98,18 @@ class GateResult:
     cases: tuple[CaseResult, ...]
     totals: tuple[Total, ...] = ()
 
+    @property
+    def everything(self) -> list[CaseResult | Total]:
+        """Cases, then totals."""
+        return [*self.cases, *self.totals]
+
     def exit_code(self, strict: bool = False) -> int:
         """That of the gravest verdict of cases and totals.
 
         Args:
             strict: whether no verdict is a failure too
         """
-        return exit_code((item.verdict for item in (*self.cases, *self.totals)), strict=strict)
+        return exit_code((item.verdict for item in self.everything), strict=strict)
 
 
 OnCase = Callable[[CaseResult], None]
@@ -168,7 +173,7 @@ def _run(cases: Sequence[str], passes: Passes, on_case: OnCase) -> GateResult:
     found = {case: _case_result(case, passes) for case in cases}
     groups: dict[tuple[str, str], list[str]] = {}
     for case in cases:
-        if found[case].interval is not None:
+        if found[case].first is not None or found[case].interval is not None:
             groups.setdefault(group_of(case), []).append(case)
     totals = [_total(*group, members, passes) for group, members in groups.items()]
     # the passes of a total may have found what those of its cases had no occasion to
@@ -196,7 +201,7 @@ def _so_far(reading: Reading) -> CaseResult:
 def _settle(ask: Callable[[int], Verdict]) -> tuple[Verdict, ...]:
     """What the passes say one after another, as many as it takes; the last decides.
 
-    A regression that the last pass is alone to see stays open.
+    It says REGRESSION only where the one before it did.
     """
     said = [ask(0)]
     if said[0] in AGAIN:
@@ -207,13 +212,19 @@ def _settle(ask: Callable[[int], Verdict]) -> tuple[Verdict, ...]:
 
 
 def _history(said: Sequence[Verdict], estimates: Sequence[Interval | None]) -> str:
-    """Why passes that disagreed came to what they came to."""
-    if Verdict.REGRESSION not in said or said[-2:] == (Verdict.REGRESSION,) * 2:
+    """What the passes over a regression found, confirmed or not."""
+    if Verdict.REGRESSION not in said:
         return ""
     figures = ", then ".join(
-        f"{math.expm1(item.estimate):+.1%}" if item else "nothing" for item in estimates
+        f"{math.expm1(item.estimate):+.1%}" if item else "nothing usable" for item in estimates
     )
-    return f"regressed in one pass only ({figures}): not a regression"
+    if _confirmed(said):
+        return f"confirmed: {figures}"
+    return f"not a regression, as one pass alone saw it: {figures}"
+
+
+def _confirmed(said: Sequence[Verdict]) -> bool:
+    return tuple(said[-2:]) == (Verdict.REGRESSION, Verdict.REGRESSION)
 
 
 def _case_result(case: str, passes: Passes) -> CaseResult:
@@ -227,7 +238,7 @@ def _case_result(case: str, passes: Passes) -> CaseResult:
         **{
             **vars(so_far),
             "verdict": verdict,
-            "confirmed": said[-2:] == (Verdict.REGRESSION,) * 2,
+            "confirmed": _confirmed(said),
             "reason": "; ".join(filter(None, (warning, history, last.reason))),
             "first": readings[0].interval,
         }
@@ -243,9 +254,11 @@ def _total(mode: str, dtype: str, cases: Sequence[str], passes: Passes) -> Total
 
     said = _settle(ask)
     last = answers[len(said) - 1]
-    if last.interval is None:
+    intervals = [answers[index].interval for index in range(len(said))]
+    # a last pass that could not be used leaves the figure of the one before
+    interval = next((item for item in reversed(intervals) if item is not None), None)
+    if interval is None:
         return None
     verdict, warning = passes.question.final(said[-1])
-    history = _history(said, [answers[index].interval for index in range(len(said))])
-    reason = "; ".join(filter(None, (warning, history, last.reason)))
-    return Total(mode, dtype, last.interval, verdict, tuple(cases), last.tau, reason)
+    reason = "; ".join(filter(None, (warning, _history(said, intervals), last.reason)))
+    return Total(mode, dtype, interval, verdict, tuple(cases), last.tau, reason)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..environment import Environment
 from ..tables import folded, markdown_table
-from .gate import CaseResult, GateResult, Total
+from .gate import CaseResult, GateResult, Total, group_of
 from .intervals import Interval
 from .rounds import BASE, HEAD, REFERENCE
 from .verdicts import Verdict
@@ -26,8 +26,7 @@ NOT_MEASURED = (Verdict.NO_BASELINE, Verdict.SKIPPED)
 
 def sentence(result: GateResult) -> str:
     """The verdict in one sentence, and what was counted."""
-    everything = [*result.cases, *result.totals]
-    count = Counter(item.verdict for item in everything)
+    count = Counter(item.verdict for item in result.everything)
     if count[Verdict.ACCURACY]:
         first = "**Wrong results**: a correctness check is red, so no speed was looked at there."
     elif count[Verdict.REGRESSION]:
@@ -75,10 +74,13 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     failing = {Verdict.ACCURACY, Verdict.REGRESSION}
     failing |= {Verdict.INCONCLUSIVE} if strict else set()
     skipping = {Verdict.INCONCLUSIVE, *NOT_MEASURED} - failing
-    everything = [*result.cases, *result.totals]
+    everything = result.everything
     for item in everything:
-        name = item.case if isinstance(item, CaseResult) else f"total {item.mode}/{item.dtype}"
-        test = ET.SubElement(suite, "testcase", classname=f"gate.{name.split('/')[0]}", name=name)
+        if isinstance(item, CaseResult):
+            group, name = group_of(item.case)[0], item.case
+        else:
+            group, name = "total", f"{item.mode}/{item.dtype}"
+        test = ET.SubElement(suite, "testcase", classname=f"tritonbn.gate.{group}", name=name)
         text = _plain(": ".join(filter(None, (item.verdict.value, _figure(item), item.reason))))
         if item.verdict in failing:
             ET.SubElement(test, "failure", type=item.verdict.name, message=text).text = text
@@ -186,7 +188,7 @@ def _fitting(items: Sequence[CaseResult], title: str, budget: int) -> tuple[str,
         text = markdown_table(head, lines) if lines else ""
         left_out = len(items) - len(lines)
         if left_out:
-            text += f"\n\n{left_out} more cases are left out here for want of space."
+            text = f"{text}\n\n{left_out} more cases are left out here for want of space.".strip()
         if title:
             text = folded(f"{title}: {len(items)}", text)
         size = len(text.encode())
