@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .intervals import Interval
@@ -42,15 +42,16 @@ class CaseResult:
     Attributes:
         case: its id
         verdict: after all passes
-        interval: of the log ratio that was judged, in the last pass; None where there is none
+        interval: of the log ratio that was judged, in the last pass with usable rounds, as all
+            figures that follow; None where no pass gave one
         tau: margin, a share
-        rounds: usable ones of the last pass
-        dropped: share of the last pass's rounds that were dropped
+        rounds: that were usable
+        dropped: share of the rounds that were dropped
         confirmed: two passes in a row agreed that it regressed
-        times: ms per call by side in the last pass, geometric mean over usable rounds
+        times: ms per call by side, geometric mean over usable rounds
         labels: facts of the case, from the measurer
         reason: what else is to be said, such as why it was skipped
-        ratios: log ratio of the head to every other side, in the last pass
+        ratios: log ratio of the head to every other side
         first: interval of the first pass
     """
 
@@ -173,7 +174,7 @@ def _run(cases: Sequence[str], passes: Passes, on_case: OnCase) -> GateResult:
     found = {case: _case_result(case, passes) for case in cases}
     groups: dict[tuple[str, str], list[str]] = {}
     for case in cases:
-        if found[case].first is not None or found[case].interval is not None:
+        if found[case].interval is not None:
             groups.setdefault(group_of(case), []).append(case)
     totals = [_total(*group, members, passes) for group, members in groups.items()]
     # the passes of a total may have found what those of its cases had no occasion to
@@ -230,18 +231,15 @@ def _confirmed(said: Sequence[Verdict]) -> bool:
 def _case_result(case: str, passes: Passes) -> CaseResult:
     said = _settle(lambda index: passes.reading(case, index).verdict)
     readings = [passes.reading(case, index) for index in range(len(said))]
-    last = readings[-1]
     history = _history(said, [item.interval for item in readings])
     verdict, warning = passes.question.final(said[-1])
-    so_far = _so_far(last)
-    return CaseResult(
-        **{
-            **vars(so_far),
-            "verdict": verdict,
-            "confirmed": _confirmed(said),
-            "reason": "; ".join(filter(None, (warning, history, last.reason))),
-            "first": readings[0].interval,
-        }
+    usable = [item for item in readings if item.interval is not None]
+    return replace(
+        _so_far(usable[-1] if usable else readings[-1]),
+        verdict=verdict,
+        confirmed=_confirmed(said),
+        reason="; ".join(filter(None, (warning, history, readings[-1].reason))),
+        first=readings[0].interval,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -199,7 +199,11 @@ class Passes:
             stop = time_is_up(rule.seconds)
         else:
             stop = enough(rule, tau, HEAD, self.question.against)
-        return self._judge(self._measurer(case, rule.rounds, stop), rule, tau)
+        reading = self._judge(self._measurer(case, rule.rounds, stop), rule, tau)
+        if confirm and reading.verdict is Verdict.SKIPPED:
+            # what an earlier pass left open stays so
+            return replace(reading, verdict=Verdict.INCONCLUSIVE)
+        return reading
 
     def _judge(self, measured: Measured, rule: Rule, tau: float) -> Reading:
         facts: dict[str, Any] = {"case": measured.case, "labels": measured.labels}
