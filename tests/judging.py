@@ -50,7 +50,9 @@ class Scripted:
         asked: (case, rounds asked for) of every call
     """
 
-    def __init__(self, script: Mapping[str, Sequence[Measured | tuple[Round, ...] | float]]) -> None:
+    def __init__(
+        self, script: Mapping[str, Sequence[Measured | tuple[Round, ...] | float]]
+    ) -> None:
         self.script = script
         self.asked: list[tuple[str, int]] = []
 
