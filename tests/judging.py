@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -100,5 +101,19 @@ def sequential(machine: FakeMachine) -> Measurer:
         }
         pairs = zip(taken[BASE], taken[HEAD], strict=True)
         return Measured(case, tuple(Round({BASE: base, HEAD: head}) for base, head in pairs))
+
+    return measure
+
+
+def unclocked(machine: FakeMachine, effects: Mapping[str, float]) -> Measurer:
+    """A machine that throttles and does not tell."""
+    measurer = machine.measurer(effects)
+
+    def bare(rounds: Sequence[Round]) -> tuple[Round, ...]:
+        return tuple(replace(item, clock_mhz=None, throttled=()) for item in rounds)
+
+    def measure(case: str, rounds: int, enough: Callable[[Sequence[Round]], bool]) -> Measured:
+        found = measurer(case, rounds, lambda so_far: enough(bare(so_far)))
+        return replace(found, rounds=bare(found.rounds))
 
     return measure

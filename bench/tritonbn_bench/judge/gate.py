@@ -53,6 +53,7 @@ class CaseResult:
         reason: what else is to be said, such as why it was skipped
         ratios: log ratio of the head to every other side
         first: interval of the first pass
+        warned: it would be a regression or open, but is not gated
     """
 
     case: str
@@ -67,6 +68,7 @@ class CaseResult:
     reason: str = ""
     ratios: Mapping[str, Interval] = field(default_factory=dict)
     first: Interval | None = None
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Total:
         cases: ids
         tau: margin, a share
         reason: what else is to be said
+        warned: it would be a regression or open, but is not gated
     """
 
     mode: str
@@ -90,6 +93,7 @@ class Total:
     cases: tuple[str, ...]
     tau: float = RULE.total_margin
     reason: str = ""
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,7 @@ def _case_result(case: str, passes: Passes) -> tuple[CaseResult, int]:
         confirmed=_confirmed(said),
         reason="; ".join(filter(None, (warning, history, readings[-1].reason))),
         first=readings[0].interval,
+        warned=bool(warning),
     )
     return result, len(said)
 
@@ -279,4 +284,6 @@ def _total(
     verdict, warning = passes.question.final(said[-1])
     reason = "; ".join(filter(None, (warning, _history(said, intervals), answers[-1].reason)))
     assert shown.interval is not None
-    return Total(mode, dtype, shown.interval, verdict, tuple(cases), shown.tau, reason)
+    return Total(
+        mode, dtype, shown.interval, verdict, tuple(cases), shown.tau, reason, bool(warning)
+    )
