@@ -12,6 +12,8 @@ from tritonbn_bench.judge.gate import CaseResult, compare
 from tritonbn_bench.judge.rounds import BASE, COPY, HEAD, REFERENCE, Measured, Measurer, Round
 from tritonbn_bench.judge.rule import RULE, Rule
 
+# a pass: whole, its rounds, or by how much the head is slower in them
+Line = Measured | tuple[Round, ...] | float
 CASE, SECOND = "forward_train/bf16/nchw/N32C256S784", "forward_train/bf16/nchw/N8C64S3136"
 ENVIRONMENT: dict[str, str | int | float | bool | None] = {
     "device": "cuda",
@@ -51,9 +53,7 @@ class Scripted:
         asked: (case, rounds asked for) of every call
     """
 
-    def __init__(
-        self, script: Mapping[str, Sequence[Measured | tuple[Round, ...] | float]]
-    ) -> None:
+    def __init__(self, script: Mapping[str, Sequence[Line]]) -> None:
         self.script = script
         self.asked: list[tuple[str, int]] = []
 
@@ -77,7 +77,7 @@ def outcomes(
     measurer: Callable[[FakeMachine], Measurer] | None = None,
 ) -> list[CaseResult]:
     """What `runs` gates say of one case whose head is slower by a share, a machine each."""
-    found = []
+    found: list[CaseResult] = []
     for seed in range(runs):
         machine = FakeMachine(seed, weather)
         measure = measurer(machine) if measurer else machine.measurer({HEAD: 1 + change})

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.judging import CASE, ENVIRONMENT, SECOND, Scripted, rounds_of
+from tests.judging import CASE, ENVIRONMENT, SECOND, Line, Scripted, rounds_of
 from tritonbn_bench.judge.baseline import Baseline, Stored, accept, key_of
 from tritonbn_bench.judge.gate import (
     CaseResult,
@@ -18,7 +18,6 @@ from tritonbn_bench.judge.rounds import BASE, HEAD, Measured, Round
 from tritonbn_bench.judge.rule import RULE
 from tritonbn_bench.judge.verdicts import Verdict
 
-Line = Measured | tuple[Round, ...] | float
 # a spread at which even forty rounds leave an interval wider than the margin
 LOUD = 0.4
 

@@ -27,10 +27,11 @@ def covered(samples: np.ndarray, rule: Rule = RULE) -> float:
 def drawn(kind: str, count: int) -> np.ndarray:
     """TRIALS samples of mean zero."""
     random, shape = np.random.default_rng(11), (TRIALS, count)
+    normal: np.ndarray = random.standard_normal(shape)
     if kind == "outliers":
         disturbed = (random.random(shape) < 0.05) * random.choice([-1, 1], shape)
-        return random.standard_normal(shape) + disturbed * random.exponential(10, shape)
-    return random.standard_normal(shape)
+        return normal + disturbed * random.exponential(10, shape)
+    return normal
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.judging import CASE, ENVIRONMENT, SECOND, Scripted, rounds_of
+from tests.judging import CASE, ENVIRONMENT, SECOND, Line, Scripted, rounds_of
 from tritonbn_bench.judge.baseline import accept
 from tritonbn_bench.judge.gate import CaseResult, GateResult, against_baseline, compare
 from tritonbn_bench.judge.intervals import Interval
@@ -25,7 +25,7 @@ def without_base(times: Mapping[str, float]) -> dict[str, float]:
 
 def everything() -> GateResult:
     """A gate with a case of each kind."""
-    cases = {
+    cases: dict[str, list[Line]] = {
         THIRD: [0.0],
         CASE: [0.05],
         FIFTH: [Measured(FIFTH, skipped="no GPU")],

@@ -104,7 +104,8 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     suites = ET.Element("testsuites")
     suites.append(suite)
     ET.indent(suites)
-    return ET.tostring(suites, encoding="utf-8", xml_declaration=True).decode() + "\n"
+    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return text.decode() + "\n"
 
 
 def trend(result: GateResult, environment: Environment) -> str:
