@@ -30,6 +30,10 @@ def test_rounds_below_nine_tenths_of_the_median_clock_are_dropped() -> None:
     assert dropped == pytest.approx(0.2)
 
 
+def test_one_boosted_round_makes_the_others_no_slower() -> None:
+    assert usable(rounds_at(1000.0, 1000.0, 1200.0), RULE)[1] == 0
+
+
 def test_a_machine_that_is_slow_throughout_keeps_its_rounds() -> None:
     assert usable(rounds_at(700.0, 700.0, 705.0), RULE)[1] == 0
 

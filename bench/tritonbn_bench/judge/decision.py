@@ -33,7 +33,7 @@ def usable(rounds: Sequence[Round], rule: Rule) -> tuple[tuple[Round, ...], floa
         if (item.clock_mhz is None or item.clock_mhz >= slowest)
         and not any(_held_by_hardware(reason) for reason in item.throttled)
     )
-    return kept, 1 - len(kept) / len(rounds) if rounds else 0.0
+    return kept, (len(rounds) - len(kept)) / len(rounds) if rounds else 0.0
 
 
 def _held_by_hardware(reason: str) -> bool:

@@ -104,8 +104,8 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     suites = ET.Element("testsuites")
     suites.append(suite)
     ET.indent(suites)
-    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return text.decode() + "\n"
+    page: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return page.decode() + "\n"
 
 
 def trend(result: GateResult, environment: Environment) -> str:
