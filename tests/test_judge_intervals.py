@@ -30,7 +30,7 @@ def drawn(kind: str, count: int) -> np.ndarray:
     normal: np.ndarray = random.standard_normal(shape)
     if kind == "outliers":
         disturbed = (random.random(shape) < 0.05) * random.choice([-1, 1], shape)
-        return normal + disturbed * random.exponential(10, shape)
+        normal += disturbed * random.exponential(10, shape)
     return normal
 
 
