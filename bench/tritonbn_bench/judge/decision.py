@@ -77,9 +77,18 @@ def enough(
 def time_is_up(
     seconds: float, now: Callable[[], float] = time.monotonic
 ) -> Callable[[Sequence[Round]], bool]:
-    """Whether `seconds` have gone by since this was called, whatever the rounds."""
-    end = now() + seconds
-    return lambda rounds: now() >= end
+    """Whether `seconds` have gone by since it was first asked, which is after the first round.
+
+    What comes before, compiling and checking results, is no measuring.
+    """
+    ends: list[float] = []
+
+    def late(rounds: Sequence[Round]) -> bool:
+        if not ends:
+            ends.append(now() + seconds)
+        return now() >= ends[0]
+
+    return late
 
 
 def decide(interval: Interval, tau: float) -> Verdict:
