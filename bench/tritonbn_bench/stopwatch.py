@@ -159,7 +159,8 @@ class CudaStopwatch:
             end.record()
             events.append((start, end))
         self._cuda.synchronize()
-        return statistics.median(start.elapsed_time(end) for start, end in events)
+        found: list[float] = [start.elapsed_time(end) for start, end in events]
+        return statistics.median(found)
 
     def _calibrate_sleep(self) -> float:
         """Cycles of the device's sleep per ms."""
