@@ -101,8 +101,8 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
     if case.fused.residual:
         values = torch.randn(case.shape, generator=random, device=device)
         inputs = replace(inputs, residual=activation(values))
-    if case.mode.startswith("backward") and case.fused.activation in _KINKS:
-        dy.masked_fill_(_near_a_kink(inputs, case.mode.endswith("train")), 0.0)
+    if not case.mode.startswith("forward") and case.fused.activation in _KINKS:
+        dy.masked_fill_(_near_a_kink(inputs, case.training), 0.0)
     for leaf in inputs.leaves.values():
         leaf.requires_grad_()
     return inputs
