@@ -75,7 +75,7 @@ def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
         *("accuracy", "training", "traffic", "fusion", "memory", "host"),
     )
     assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {
-        *("resnet50", "sweep", "networks"),
+        *("resnet50", "sweep", "networks", "endtoend"),
     }
 
 
