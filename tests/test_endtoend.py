@@ -13,6 +13,7 @@ from tritonbn_bench.endtoend import (
     SETTINGS,
     TINY,
     WAYS,
+    Setting,
     StepStopwatch,
     Trainer,
     endtoend_rows,
@@ -82,33 +83,35 @@ def test_speed_is_images_over_the_time_of_a_step(rows: list[Row]) -> None:
     assert all(row.low < 1 < row.high for row in ratios.values() if row.low and row.high)
 
 
-class _WithoutShortcut(ResNet):
-    """A ResNet that forgets to add."""
+class _WithoutBranches(ResNet):
+    """A ResNet whose branches lose their weight, as by a kernel that forgets gamma."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        for module in self.stages.modules():
-            if hasattr(module, "downsample"):
-                module.bn3.weight.data.zero_()
+        for name, parameter in self.stages.named_parameters():
+            if name.endswith("bn3.weight"):
+                parameter.data.zero_()
         return super().forward(images)
 
 
 def test_a_way_that_disagrees_gets_a_reason_and_no_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The weight of a branch is lost, which is what a wrong kernel may look like."""
     setting = replace(SMALL, dtype="fp32")
 
-    def planted(setting: object, device: str) -> dict[str, Trainer]:
+    def planted(setting: Setting, device: str) -> dict[str, Trainer]:
         random = torch.Generator().manual_seed(0)
         images = torch.randn(4, 3, 8, 8, generator=random).to(device)
         labels = torch.randint(10, (4,), generator=random).to(device)
         made = {}
-        for name, kind in (("torch", ResNet), ("torch.compile", _WithoutShortcut)):
+        for name, kind in (
+            ("torch", ResNet),
+            ("torch.compile", _WithoutBranches),
+            # has no layer of ours
+            ("tritonbn", ResNet),
+        ):
             torch.manual_seed(0)
-            network = kind((1,), 4, 10).to(device)
-            made[name] = Trainer(network, SMALL, images, labels)
-        # neither has a layer of ours
-        return made | {"tritonbn": made["torch"]}
+            made[name] = Trainer(kind((1,), 4, 10).to(device), setting, images, labels)
+        return made
 
     monkeypatch.setattr(endtoend, "trainers_of", planted)
     monkeypatch.setattr(endtoend, "WAYS", ("torch", "torch.compile", "tritonbn"))
@@ -122,7 +125,7 @@ def test_a_way_that_disagrees_gets_a_reason_and_no_figure(
 
 
 def test_without_a_gpu_no_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alone(setting: object, device: str) -> dict[str, Trainer]:
+    def alone(setting: Setting, device: str) -> dict[str, Trainer]:
         images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
         return {"torch": Trainer(ResNet((1,), 4, 10), SMALL, images, labels)}
 

@@ -20,7 +20,7 @@ class _NVMLError(Exception):
     pass
 
 
-def _driver(mask: int, *, name: str = "EventReasons", absent: bool = False) -> ModuleType:
+def _driver(mask: int, *, name: str = "EventReasons", absent: bool = False) -> Any:
     """nvidia-ml-py with a driver behind it that knows one GPU."""
     driver: Any = ModuleType("pynvml")
     driver.NVMLError, driver.NVML_CLOCK_SM = _NVMLError, 1

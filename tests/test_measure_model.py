@@ -25,7 +25,7 @@ import tritonbn
 
 def make():
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]
-    layers += [tritonbn.BatchNorm2d(4, activation="relu"), tritonbn.BatchNorm2d(4, activation="elu")]
+    layers += [tritonbn.BatchNorm2d(4, activation=name) for name in ("relu", "elu")]
     return nn.Sequential(*layers), torch.randn(2, 3, 8, 8)
 
 def without():

@@ -119,12 +119,15 @@ def _machine(results: Results) -> str:
     )
     if times(results.rows):
         how += (
-            " Device time by CUDA events with cold caches (a buffer of max(256 MB, 4 x L2) is "
-            "read before every sample, and the device waits until the call is issued); random "
-            "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
+            " Providers of a case take turns in rounds; a ratio is that of times of the same "
+            "rounds, with a 95 % interval. Device time by CUDA events; with cold caches a buffer "
+            "of max(256 MB, 4 x L2) is read before every call, and the device waits until the "
+            "call is issued; random data with a mean away from zero; median, 20th and 80th "
+            "percentile of the rounds. "
             "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
             "kernel that reads twice shows fewer. Host-bound: calls in a row take more than "
-            "1.3 x the device time each. Clocks were not locked."
+            "1.3 x the device time each. Clocks were not locked; rounds at a low clock are "
+            "dropped where the driver tells it."
         )
     return _section("Machine and method", markdown_table(("", "value"), known), how)
 
