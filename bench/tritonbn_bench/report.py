@@ -75,6 +75,7 @@ def write_report(results: Results, folder: Path) -> Path:
         _vectors(results),
         _accuracy(results, links),
         _training(results, links),
+        _endtoend(results),
         _host(results),
         _traffic(results, links),
         _fusion(results, links),
@@ -266,6 +267,24 @@ def _training(results: Results, links: dict[str, str]) -> str:
         table,
         _picture(links, "training", "Measured losses of the three networks"),
     )
+
+
+def _endtoend(results: Results) -> str:
+    rows = [row for row in results.rows if row.job == "endtoend" and row.value is not None]
+    if not rows:
+        return ""
+    note = (
+        "Training steps from the same weights on the same batch, in five ways that take turns: "
+        "forward, loss, backward, optimiser, by the host's clock until the device is done. "
+        "`tritonbn` is `convert` of the network, `tritonbn fused` has addition and ReLU in our "
+        "layers. A way whose losses differ from torch's by more than is allowed gets no figure."
+    )
+    lines = [
+        (row.case, row.provider, row.quantity, row.value, row.low, row.high, row.unit, row.bound)
+        for row in rows
+    ]
+    head = ("case", "way", "quantity", "value", "low", "high", "unit", "allowed")
+    return _section("End to end (measured)", note, markdown_table(head, lines))
 
 
 def _host(results: Results) -> str:
