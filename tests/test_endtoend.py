@@ -72,6 +72,18 @@ def test_ours_launch_a_kernel_in_every_layer_and_pass(rows: list[Row]) -> None:
     assert all((row.value or 0) >= 2 * 5 for row in launches.values())
 
 
+def test_a_fused_step_without_its_relus_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+    network = ResNet((1,), 4, 10, fused=True).to(DEVICE)
+    trainer = Trainer(network, SMALL, images.to(DEVICE), labels.to(DEVICE))
+    faults: dict[str, str] = {}
+    endtoend._launches(SMALL, "tritonbn fused", trainer, faults)
+    assert faults == {}
+    monkeypatch.setattr(endtoend, "activation_in", lambda record: None)
+    endtoend._launches(SMALL, "tritonbn fused", trainer, faults)
+    assert "8 with ReLU, got 10, 0" in faults["tritonbn fused"]
+
+
 def test_speed_is_images_over_the_time_of_a_step(rows: list[Row]) -> None:
     steps, images = _of(rows, "step time"), _of(rows, "images per second")
     assert list(images) == list(WAYS)
