@@ -19,9 +19,11 @@ from .progress import progress
 from .results import Results, Row
 from .summary import HOST_DIFFERENCE, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED
 
-__all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
+__all__ = ["JOBS", "NEEDS_GPU", "ON_REQUEST", "OutOfTime", "Run", "default_jobs", "perform"]
 
-NEEDS_GPU = ("sweep", "resnet50")
+NEEDS_GPU = ("sweep", "resnet50", "networks")
+# without a GPU these tell of agreement only, by a tiny network, and are done when asked for
+ON_REQUEST = ("endtoend",)
 _SAVE_SECONDS = 5.0
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
@@ -47,6 +49,7 @@ class Run:
         quick: fewer cases
         providers: names of the providers to be measured, all if empty
         deadline: `time.monotonic()` at which to stop, never if None
+        cache: of the sweeps: one of `stopwatch.CACHES`, the device's own if None
     """
 
     results: Results
@@ -55,6 +58,7 @@ class Run:
     quick: bool = False
     providers: tuple[str, ...] = ()
     deadline: float | None = None
+    cache: str | None = None
     _saved: float = -math.inf
 
     def add(self, rows: list[Row]) -> None:
@@ -73,8 +77,9 @@ class Run:
 
 
 def default_jobs(device: str) -> tuple[str, ...]:
-    """Jobs that a device can do."""
-    return tuple(name for name in JOBS if device == "cuda" or name not in NEEDS_GPU)
+    """Jobs that a device can do unasked."""
+    left_out = () if device == "cuda" else (*NEEDS_GPU, *ON_REQUEST)
+    return tuple(name for name in JOBS if name not in left_out)
 
 
 def perform(jobs: Sequence[str], run: Run) -> None:
@@ -263,32 +268,68 @@ def _host_rows() -> list[Row]:
 
 def _suite(name: str, *, slow: bool) -> Callable[[Run], None]:
     def measure_suite(run: Run) -> None:
+        from .clocks import clock_of
+        from .measure import Meter
         from .providers import PROVIDERS
+        from .stopwatch import stopwatch_of
         from .sweep import measure, planned
-        from .timer import CudaTimer
 
-        done = run.results.done()
-        wanted = [PROVIDERS[item] for item in run.providers or PROVIDERS]
-        wanted = [provider for provider in wanted if provider.slow == slow]
-        pairs = [
-            (case, provider)
-            for case, provider in planned(suite(name, quick=run.quick), wanted)
-            if (name, case.id, case.data, provider.name) not in done
-        ]
-        present = [pair for pair in pairs if not _absent(pair[0])]
-        for case, provider in pairs:
-            if _absent(case):
-                run.add([_skipped(name, case, provider.name, _absent(case))])
+        chosen = [PROVIDERS[item] for item in run.providers or PROVIDERS]
+        wanted = [provider for provider in chosen if provider.slow == slow]
+        finished = run.results.done()
+        present = []
+        for case in suite(name, quick=run.quick):
+            absent = _absent(case)
+            if not absent:
+                present.append(case)
+                continue
+            for provider in wanted:
+                if (name, case.id, case.data, provider.name) not in finished:
+                    run.add([_skipped(name, case, provider.name, absent)])
+        units = list(
+            planned(
+                present,
+                wanted,
+                lambda case, provider: (name, case.id, case.data, provider.name) in finished,
+                beside=chosen,
+            )
+        )
+        if not units:
+            return
+        meter = Meter(run.device, stopwatch_of(run.device, run.cache), clock_of(run.device))
         label = f"{name}, compiled" if slow else name
-        with progress(label, len(present)) as advance:
+        with progress(label, len(units)) as advance:
 
             def keep(rows: list[Row]) -> None:
                 advance()
                 run.add(rows)
 
-            measure(name, present, CudaTimer(), run.device, keep)
+            measure(name, units, meter, keep)
 
     return measure_suite
+
+
+def _endtoend(run: Run) -> None:
+    """Training steps of ResNet-50 in five ways; of a tiny one where there is no GPU."""
+    from .endtoend import JOB, SETTINGS, TINY, WAYS, endtoend_rows
+
+    done = run.results.done()
+    small = run.device != "cuda"
+    settings = [
+        setting
+        for setting in (TINY if small else SETTINGS)
+        if any((JOB, setting.case, "normal", way) not in done for way in WAYS)
+    ]
+    if small and settings:
+        print(
+            "endtoend: no GPU, so a tiny network shows that the five ways agree and launch our "
+            "kernels; no speed is measured",
+            file=sys.stderr,
+        )
+    with progress(JOB, len(settings)) as advance:
+        for setting in settings:
+            run.add(endtoend_rows(setting, run.device))
+            advance()
 
 
 def _absent(case: Case) -> str:
@@ -323,9 +364,12 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "host": _host,
     "resnet50": _suite("resnet50", slow=False),
     "sweep": _suite("sweep", slow=False),
+    "networks": _suite("networks", slow=False),
+    "endtoend": _endtoend,
 }
 # the same cases with providers that compile: little is lost when time runs out on them
 SLOW_JOBS: dict[str, Callable[[Run], None]] = {
     "resnet50": _suite("resnet50", slow=True),
     "sweep": _suite("sweep", slow=True),
+    "networks": _suite("networks", slow=True),
 }
