@@ -23,6 +23,11 @@ from .driver import Target
 LOAD = "load"
 STORE = "store"
 ATOMIC = "atomic"
+# an access without cache modifiers, beside others that have some
+PLAIN = "plain"
+# kind, register of the address, bytes a thread, whether a float atomic, cache modifiers
+Found = tuple[str, str, int, bool, str]
+Hints = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, order=True)
@@ -59,6 +64,10 @@ class KernelFigures:
     cap: int = 0
     # release atomics that no block barrier keeps behind the stores before them
     loose_releases: int = 0
+    # ("load x_ptr", modifiers of the loads of that tensor, PLAIN among them), sorted
+    hints: tuple[tuple[str, str], ...] = ()
+    # whether the compiler may join a product and a sum; budgets hold for one answer only
+    fp_fusion: bool = True
 
     def widths(self, kind: str, argument: str) -> list[int]:
         """Distinct widths in bytes, ascending, of the accesses of `kind` to `argument`."""
@@ -78,7 +87,7 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         text = compiled.asm["ptx"]
         registers, stack = _cubin_usage(compiled.asm["cubin"])
         spills = _cubin_spills(compiled.asm["cubin"]) if stack else 0
-        accesses = ptx_accesses(text, names)
+        accesses, hints = ptx_accesses(text, names), ptx_hints(text, names)
         fp64 = ptx_fp64(text)
         loose = ptx_loose_releases(text)
     else:
@@ -88,6 +97,7 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         # AMD notes spilled registers, of four bytes each
         spills = 4 * _noted(text, r"\.vgpr_spill_count:\s*(\d+)")
         accesses = llvm_accesses(compiled.asm["llir"], names)
+        hints = llvm_hints(compiled.asm["llir"], names)
         fp64 = len(re.findall(r"^\s+v_\w*_f64", text, re.MULTILINE))
         # no program waits for another there
         loose = 0
@@ -102,6 +112,8 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         accesses=accesses,
         cap=getattr(compiled.metadata, "maxnreg", None) or 0,
         loose_releases=loose,
+        hints=hints,
+        fp_fusion=compiled.metadata.enable_fp_fusion,
     )
 
 
@@ -142,7 +154,9 @@ _PTX_STATEMENT = re.compile(r"^(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*)$", re.DOTAL
 _PTX_REGISTER = re.compile(r"%[a-z]+\d+")
 _PTX_PARAMETER = re.compile(r"\[\s*\w*_param_(\d+)\s*\]")
 _PTX_POINTER = re.compile(r"\.param \.u64 \.ptr \.global[^,)]*?_param_(\d+)")
+_PTX_POLICY = re.compile(r"createpolicy\.fractional\.(L2::\w+)\S*\s+(%rd\d+)")
 _PTX_KINDS = {"ld": LOAD, "st": STORE, "atom": ATOMIC, "red": ATOMIC}
+_PTX_CACHES = {"ca", "cg", "cs", "cv", "lu", "nc", "wb", "wt"}
 
 
 def _ptx_statements(text: str) -> Iterator[tuple[list[str], str]]:
@@ -181,9 +195,21 @@ def ptx_loose_releases(text: str) -> int:
 
 def ptx_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
     """Accesses to global memory in the PTX `text` of a kernel whose arguments are `names`."""
+    return _counted(*_ptx_memory(text, names))
+
+
+def ptx_hints(text: str, names: list[str]) -> Hints:
+    """Cache modifiers of the loads and stores, by tensor; arguments as `ptx_accesses`."""
+    return _hinted(*_ptx_memory(text, names))
+
+
+def _ptx_memory(text: str, names: list[str]) -> tuple[Dataflow, list[Found]]:
+    """Where addresses come from, and every access to global memory."""
     pointers = {int(index) for index in _PTX_POINTER.findall(text)}
     flow = Dataflow()
-    found: list[tuple[str, str, int, bool]] = []
+    found: list[Found] = []
+    # the text may use a policy before it creates it
+    policies = {register: name for name, register in _PTX_POLICY.findall(text)}
     for parts, operands in _ptx_statements(text):
         registers = _PTX_REGISTER.findall(operands)
         parameter = _PTX_PARAMETER.search(operands)
@@ -196,18 +222,32 @@ def ptx_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
             address = _PTX_REGISTER.search(operands[operands.index("[") :])
             is_float = any(re.fullmatch(r"b?f\d+(x2)?", part) for part in parts)
             if address is not None:
-                kind = _PTX_KINDS[parts[0]]
-                found.append((kind, address.group(), _ptx_width(parts), is_float))
+                kind, hint = _PTX_KINDS[parts[0]], _ptx_hint(parts, registers, policies)
+                found.append((kind, address.group(), _ptx_width(parts), is_float, hint))
         elif parts[0] == "cp" and "async" in parts and "global" in parts:
             # [shared], [global], bytes
             _, _, source = operands.partition("],")
             address = _PTX_REGISTER.search(source)
             size = re.search(r"\],\s*(0x[0-9a-f]+|\d+)", source)
             if address is not None and size is not None:
-                found.append((LOAD, address.group(), int(size.group(1), 0), False))
+                hint = _ptx_hint(parts, registers, policies)
+                found.append((LOAD, address.group(), int(size.group(1), 0), False, hint))
         elif parts[0] not in {"ld", "st", "bra", "ret"} and registers:
             flow.define(registers[0], registers[1:])
-    return _counted(flow, found)
+    return flow, found
+
+
+def _ptx_hint(parts: list[str], registers: list[str], policies: dict[str, str]) -> str:
+    """Cache modifiers of an instruction, such as `cg` or `L1::evict_last`; "" for none.
+
+    A policy in a register, the last operand, is named by what created it.
+    """
+    modifiers = [
+        policies.get(registers[-1], part) if part == "L2::cache_hint" else part
+        for part in parts
+        if part in _PTX_CACHES or part.startswith(("L1::", "L2::"))
+    ]
+    return ".".join(modifiers)
 
 
 def _ptx_width(parts: list[str]) -> int:
@@ -235,6 +275,8 @@ _LLVM_BUFFER = re.compile(
 _LLVM_ATOMIC = re.compile(
     rf"\b(?:atomicrmw(?: volatile)? (\w+)|cmpxchg)\s+ptr addrspace\(1\) (%[\w.\-]+), {_LLVM_TYPE}"
 )
+# the last operand of a buffer access
+_LLVM_CACHE = re.compile(r"i32 (\d+)\)[^)]*$")
 _LLVM_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 
 
@@ -248,8 +290,18 @@ def _llvm_width(kind: str) -> int:
 
 def llvm_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
     """Accesses to global memory in the LLVM `text` of a kernel whose arguments are `names`."""
+    return _counted(*_llvm_memory(text, names))
+
+
+def llvm_hints(text: str, names: list[str]) -> Hints:
+    """Cache bits and markers of the loads and stores, by tensor; arguments as `llvm_accesses`."""
+    return _hinted(*_llvm_memory(text, names))
+
+
+def _llvm_memory(text: str, names: list[str]) -> tuple[Dataflow, list[Found]]:
+    """Where addresses come from, and every access to global memory."""
     flow = Dataflow()
-    found: list[tuple[str, str, int, bool]] = []
+    found: list[Found] = []
     for line in text.splitlines():
         if line.startswith("define ") and "amdgpu_kernel" in line:
             for index, (kind, argument) in enumerate(_LLVM_ARGUMENT.findall(line)):
@@ -265,27 +317,31 @@ def llvm_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
         # what was loaded is data: an address computed from it belongs to another base
         if definition is not None and (access is None or access[0] == STORE):
             flow.define(definition.group(1), _LLVM_REGISTER.findall(definition.group(2)))
-    return _counted(flow, found)
+    return flow, found
 
 
-def _llvm_access(line: str) -> tuple[str, str, int, bool] | None:
-    """(kind, register of the base, bytes, whether a float atomic) of one line, None for others."""
+def _llvm_access(line: str) -> Found | None:
+    """The access on one line, None where there is none."""
     if (match := _LLVM_BUFFER.search(line)) is not None:
         result, kind, stored, base = match.groups()
         moved = result if kind == LOAD else stored
-        return kind, base, _llvm_width(moved), kind == ATOMIC and "fadd" in line
+        cache = _LLVM_CACHE.search(line)
+        hint = f"cache bits {cache.group(1)}" if cache and cache.group(1) != "0" else ""
+        return kind, base, _llvm_width(moved), kind == ATOMIC and "fadd" in line, hint
     if (match := _LLVM_ATOMIC.search(line)) is not None:
         operation, base, moved = match.groups()
-        return ATOMIC, base, _llvm_width(moved), str(operation).startswith("f")
+        return ATOMIC, base, _llvm_width(moved), str(operation).startswith("f"), ""
     if (match := _LLVM_GLOBAL.search(line)) is not None:
         kind, moved, base = match.groups()
-        return kind, base, _llvm_width(moved), False
+        hint = "nontemporal" if "!nontemporal" in line else ""
+        return kind, base, _llvm_width(moved), False, hint
     return None
 
 
-def _counted(flow: Dataflow, found: list[tuple[str, str, int, bool]]) -> tuple[Access, ...]:
+def _counted(flow: Dataflow, found: Iterable[Found]) -> tuple[Access, ...]:
     counts = Counter(
-        (kind, flow.origin(register), width, is_float) for kind, register, width, is_float in found
+        (kind, flow.origin(register), width, is_float)
+        for kind, register, width, is_float, _ in found
     )
     return tuple(
         sorted(
@@ -293,6 +349,14 @@ def _counted(flow: Dataflow, found: list[tuple[str, str, int, bool]]) -> tuple[A
             for (kind, argument, width, is_float), count in counts.items()
         )
     )
+
+
+def _hinted(flow: Dataflow, found: Iterable[Found]) -> Hints:
+    hints: dict[str, set[str]] = defaultdict(set)
+    for kind, register, _, _, hint in found:
+        if kind != ATOMIC:
+            hints[f"{kind} {flow.origin(register)}"].add(hint or PLAIN)
+    return tuple((access, ", ".join(sorted(found))) for access, found in sorted(hints.items()))
 
 
 def _noted(text: str, pattern: str) -> int:

@@ -1,0 +1,128 @@
+"""Launch plans of well-known networks: which kernels with which grid, warps and constants.
+
+The real launchers run on tensors without memory, under a driver without a device, and what they
+would launch is noted before it is compiled: it takes milliseconds a layer and is the same for every
+version of Triton. One line for each launch and the launches of a training step of each network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from triton.runtime import JITFunction
+
+import tritonbn_kernels
+
+from ..networks import NETWORKS
+from .budget import Figures
+from .driver import TARGETS, FakeDriver, Target, active_driver
+from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case
+
+__all__ = ["BATCHES", "TARGET", "LaunchNote", "measure", "network_cases", "noted_launches"]
+
+# an H200, and what one GPU of one or of many is often given
+TARGET = TARGETS["sm_90"]
+BATCHES = (32, 256)
+DTYPES = ("bf16", "fp32")
+# what a launch is compiled with that says how the work is cut; flags that only say what is asked
+# for (a bias, running statistics) follow from the call
+CUT = ("BLOCK", "VECTOR", "PACK", "PIECES", "TILES", "STREAM", "GROUPED", "SPLIT", "NORMALIZE")
+CUT_OPTIONS = ("maxnreg", "launch_cooperative_grid")
+
+
+class LaunchNote:
+    """One launch that was asked for: kernel, and figures by name (grid, num_warps, constants)."""
+
+    def __init__(self, kernel: str, grid: tuple[int, ...], options: dict[str, Any]) -> None:
+        self.kernel = kernel
+        kept = {
+            name: int(value)
+            for name, value in options.items()
+            if (name.startswith(CUT) or name in CUT_OPTIONS) and isinstance(value, int) and value
+        }
+        self.figures: Figures = {"num_warps": options["num_warps"], **dict(sorted(kept.items()))}
+        for axis, programs in zip(("grid", "grid y", "grid z"), grid, strict=False):
+            if axis == "grid" or programs != 1:
+                self.figures[axis] = programs
+
+
+@contextmanager
+def noted_launches() -> Iterator[list[LaunchNote]]:
+    """A list that grows by every launch, none of which is compiled or run."""
+    notes: list[LaunchNote] = []
+
+    def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> object:
+        notes.append(LaunchNote(kernel.fn.__name__, tuple(grid), options))
+        return SimpleNamespace(run=None, function=None, packed_metadata=None)
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield notes
+
+
+def network_cases() -> Iterator[tuple[str, Case, int]]:
+    """(network and how it is run, kind of layer, layers of that kind)."""
+    for batch in BATCHES:
+        for key, network in NETWORKS.items():
+            for layout in (CHANNELS_FIRST, CHANNELS_LAST):
+                if not network.input_size and layout == CHANNELS_FIRST:
+                    # without space the channels come last
+                    continue
+                for dtype in DTYPES:
+                    title = f"{key} N={batch} {layout} {dtype}"
+                    for layer in network.layers:
+                        shape = (batch, layer.channels, *layer.plane)
+                        yield title, Case(shape, layout, dtype), layer.count
+
+
+def _passes(case: Case, target: Target) -> dict[str, list[LaunchNote]]:
+    """Launches of the forward and backward pass of a training step."""
+    found: dict[str, list[LaunchNote]] = {}
+    with torch.device("meta"), active_driver(FakeDriver(target)):
+        tritonbn_kernels.clear_cache()
+        x, dy = case.make(), case.make()
+        gamma, beta, mean, var = (torch.empty(case.shape[1]) for _ in range(4))
+        count = torch.zeros((), dtype=torch.int64)
+        try:
+            with noted_launches() as found["forward train"]:
+                _, saved = tritonbn_kernels.batch_norm_forward(
+                    x, gamma, beta, mean, var, count, True, 0.1, EPS
+                )
+            with noted_launches() as found["backward train"]:
+                tritonbn_kernels.batch_norm_backward(dy, x, gamma, saved, True, True, True, True)
+        finally:
+            tritonbn_kernels.clear_cache()
+    return found
+
+
+def measure(only: str = "", target: Target = TARGET) -> dict[str, Figures]:
+    """Figures by `target case | pass | kernel`, and launches by `target network | training step`,
+    of cases and networks whose names contain `only`."""
+    measured: dict[str, Figures] = {}
+    known: dict[Case, int] = {}
+    steps: Counter[str] = Counter()
+    for title, case, layers in network_cases():
+        if only not in title and only not in case.name:
+            continue
+        if case not in known:
+            notes = _passes(case, target)
+            known[case] = sum(map(len, notes.values()))
+            measured |= _lines(f"{target.name} {case.name}", notes)
+        steps[f"{target.name} {title} | training step"] += layers * known[case]
+    return {**measured, **{step: {"launches": count} for step, count in steps.items()}}
+
+
+def _lines(place: str, notes: dict[str, list[LaunchNote]]) -> dict[str, Figures]:
+    lines: dict[str, Figures] = {}
+    for operation, launches in notes.items():
+        for note in launches:
+            line, again = f"{place} | {operation} | {note.kernel}", 2
+            while line in lines:
+                line, again = f"{place} | {operation} | {note.kernel} #{again}", again + 1
+            lines[line] = note.figures
+    return lines
