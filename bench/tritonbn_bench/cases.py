@@ -34,7 +34,7 @@ __all__ = [
 
 MODES = ("forward_train", "backward_train", "forward_eval", "backward_eval")
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8}
-LAYOUTS = ("nc", "ncl", "nchw", "nhwc", "ncdhw", "ndhwc")
+LAYOUTS = ("nc", "ncl", "nlc", "nchw", "nhwc", "ncdhw", "ndhwc")
 
 TRAINING_MODES = ("forward_train", "backward_train")
 SWEEP_DTYPES = ("fp32", "fp16", "bf16")

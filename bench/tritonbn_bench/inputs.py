@@ -81,6 +81,9 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
         return low + (high - low) * values
 
     def activation(values: Tensor) -> Tensor:
+        if case.layout == "nlc":
+            # torch has no memory format of three axes
+            return values.to(dtype).movedim(1, -1).contiguous().movedim(-1, 1)
         memory_format = _MEMORY_FORMATS.get(case.layout, torch.contiguous_format)
         return values.to(dtype).contiguous(memory_format=memory_format)
 

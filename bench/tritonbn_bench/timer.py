@@ -23,11 +23,14 @@ class Work:
         call: what is timed; gets what `setup` returned
         setup: run untimed before each call; a forward pass in front of a backward pass
         moved_bytes: bytes that the call is expected to move; only the fake timer reads it
+        produce: writes the call's main operand anew, as the operator before it does; run untimed
+            between `setup` and `call` where caches are to be left so
     """
 
     call: Callable[[Any], object]
     setup: Callable[[], Any] = lambda: None
     moved_bytes: int = 0
+    produce: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
