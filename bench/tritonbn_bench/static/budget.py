@@ -1,9 +1,10 @@
 """What the compiler made of every plan, committed: a change that makes it worse is seen.
 
 One file for each minor version of Triton, `budgets/<version>.json`, one line for each launch and
-for each training step; `<version>.hints.json` has the cache hints of some, of which none is better. Widths may not shrink; shared memory, stack, spills, double precision,
+for each training step. Widths may not shrink; shared memory, stack, spills, double precision,
 atomics and launches may not grow; registers are compared with their cap elsewhere and only noted
-here, since they move with the compiler's mood.
+here, since they move with the compiler's mood. Beside it `<version>.hints.json` has the cache hints
+of some of the launches: of two hints none is better, so any change is worse.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def measure(rows: Iterable[Row]) -> dict[str, Figures]:
     for row in rows:
         planned = row.planned
         place = f"{row.figures.target} {planned.case.name}"
-        found[f"{place} | {planned.operation} | {planned.record.kernel}"] = figures_of(row.figures)
+        found[key_of(row)] = figures_of(row.figures)
         steps[f"{place} | training step"] += planned.operation in TRAINING
     return {**found, **{step: {"launches": count} for step, count in steps.items()}}
 
@@ -107,26 +108,30 @@ def other_figures(before: Mapping[str, int], now: Mapping[str, int]) -> Iterator
             yield f"{name} {old} -> {new}"
 
 
-def hints_of(rows: Iterable[Row]) -> dict[str, Words]:
-    """Cache modifiers of each tensor's loads and stores, by the keys of `measure`.
+def hints_kept(figures: KernelFigures) -> Words:
+    """Cache modifiers of each tensor's loads and stores; tensors without any are left out, and so
+    is the fusion of products and sums, unless it is off."""
+    kept = {f"hints of {access}": hint for access, hint in figures.hints if hint != PLAIN}
+    return kept if figures.fp_fusion else {**kept, "fp_fusion": "off"}
 
-    Tensors without any are left out; so is the fusion of products and sums, unless it is off.
-    """
-    found = {}
-    for row in rows:
-        planned, figures = row.planned, row.figures
-        place = f"{figures.target} {planned.case.name}"
-        kept = {f"hints of {access}": hint for access, hint in figures.hints if hint != PLAIN}
-        if not figures.fp_fusion:
-            kept["fp_fusion"] = "off"
-        found[f"{place} | {planned.operation} | {planned.record.kernel}"] = kept
-    return found
+
+def hints_of(rows: Iterable[Row]) -> dict[str, Words]:
+    """The budget of cache hints that `rows` would keep exactly, by the keys of `measure`."""
+    return {key_of(row): hints_kept(row.figures) for row in rows}
+
+
+def key_of(row: Row) -> str:
+    """`target case | operation | kernel`."""
+    planned = row.planned
+    return (
+        f"{row.figures.target} {planned.case.name} | {planned.operation} | {planned.record.kernel}"
+    )
 
 
 def any_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> Iterator[str]:
     """Sentences on everything that changed: for budgets in which nothing is better or worse."""
     for name in sorted({*before, *now}):
-        default = PLAIN if name.startswith("hints") else 0
+        default = PLAIN if name.startswith("hints") else "on" if name == "fp_fusion" else 0
         old, new = before.get(name, default), now.get(name, default)
         if old != new:
             yield f"{name} {old} -> {new}"

@@ -8,8 +8,9 @@ version of Triton. One line for each launch and the launches of a training step 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -22,7 +23,7 @@ import tritonbn_kernels
 from ..networks import NETWORKS
 from .budget import Figures
 from .driver import TARGETS, FakeDriver, Target, active_driver
-from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case
+from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case, is_chosen
 
 __all__ = ["BATCHES", "TARGET", "LaunchNote", "measure", "network_cases", "noted_launches"]
 
@@ -52,14 +53,21 @@ class LaunchNote:
                 self.figures[axis] = programs
 
 
+def _note_again(notes: list[LaunchNote], note: LaunchNote, *arguments: Any) -> None:
+    notes.append(note)
+
+
 @contextmanager
 def noted_launches() -> Iterator[list[LaunchNote]]:
     """A list that grows by every launch, none of which is compiled or run."""
     notes: list[LaunchNote] = []
 
     def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> object:
-        notes.append(LaunchNote(kernel.fn.__name__, tuple(grid), options))
-        return SimpleNamespace(run=None, function=None, packed_metadata=None)
+        note = LaunchNote(kernel.fn.__name__, tuple(grid), options)
+        notes.append(note)
+        # what a second launch of the same kernel calls
+        again = partial(_note_again, notes, note)
+        return SimpleNamespace(run=again, function=None, packed_metadata=None)
 
     with mock.patch.object(JITFunction, "run", run):
         yield notes
@@ -100,14 +108,14 @@ def _passes(case: Case, target: Target) -> dict[str, list[LaunchNote]]:
     return found
 
 
-def measure(only: str = "", target: Target = TARGET) -> dict[str, Figures]:
+def measure(only: Sequence[str] = (), target: Target = TARGET) -> dict[str, Figures]:
     """Figures by `target case | pass | kernel`, and launches by `target network | training step`,
-    of cases and networks whose names contain `only`."""
+    of cases and networks that `plans.is_chosen`."""
     measured: dict[str, Figures] = {}
     known: dict[Case, int] = {}
     steps: Counter[str] = Counter()
     for title, case, layers in network_cases():
-        if only not in title and only not in case.name:
+        if not is_chosen(title, only) and not is_chosen(case.name, only):
             continue
         if case not in known:
             notes = _passes(case, target)

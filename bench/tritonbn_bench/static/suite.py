@@ -47,12 +47,12 @@ class CheckStoppedError(RuntimeError):
 class Request:
     """What is to be checked.
 
-    targets: names of architectures; only: words that the names of cases contain, "" for all;
+    targets: names of architectures; only: words of which the names of cases contain one, all if ();
     budgets: folder; jobs: processes at a time; update: whether to accept what is found.
     """
 
     targets: tuple[str, ...]
-    only: str
+    only: tuple[str, ...]
     budgets: Path
     jobs: int
     update: bool
@@ -136,14 +136,14 @@ def check(wanted: Request) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _measured(part: str, only: str) -> dict[str, Any]:
+def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
     """What the process of one part prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     environment |= dict.fromkeys(DEVICES, "")
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     if part == TRAFFIC:
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", f"{__package__}.worker", part, only]
+    command = [sys.executable, "-m", f"{__package__}.worker", part, *only]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise CheckStoppedError(f"{part} could not be measured:\n{done.stderr.strip()}")

@@ -8,7 +8,7 @@ accesses; they do not depend on the version of Triton.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -21,7 +21,7 @@ from tritonbn_kernels.traffic import floor_bytes
 from ..emulated import TrafficReport, cooperative, mend_interpreter, traffic_meter
 from ..emulated.meter import SECTOR_BYTES
 from .budget import Numbers
-from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case
+from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case, is_chosen
 
 __all__ = ["PLACE", "PLANS", "Plan", "faults_of", "figures_of", "measure"]
 
@@ -157,8 +157,8 @@ def faults_of(measured: Mapping[str, Numbers]) -> Iterator[str]:
                 yield f"{key}: {value} accesses outside every tensor"
 
 
-def measure(only: str = "") -> dict[str, Numbers]:
-    """Figures by `interpreter case | pass` of the plans whose titles contain `only`.
+def measure(only: Sequence[str] = ()) -> dict[str, Numbers]:
+    """Figures by `interpreter case | pass` of the plans that `plans.is_chosen`.
 
     Raises:
         RuntimeError: TRITON_INTERPRET was not set when the kernels were imported.
@@ -168,7 +168,7 @@ def measure(only: str = "") -> dict[str, Numbers]:
     mend_interpreter()
     measured = {}
     for plan in PLANS:
-        if only in plan.title:
+        if is_chosen(plan.title, only):
             for mode, report, outputs in _metered(plan):
                 key = f"{PLACE} {plan.title} | {mode.replace('_', ' ')}"
                 measured[key] = figures_of(report, plan.case, mode, outputs)

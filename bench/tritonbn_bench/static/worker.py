@@ -1,12 +1,12 @@
-"""`python -m tritonbn_bench.static.worker PART`: one part of the check in a process of its own.
-
-PART is a target, `launches` or `traffic`. Prints one line of JSON: what was measured, and faults.
+"""`python -m tritonbn_bench.static.worker PART [WORDS ...]`: one part of the check, in a process of
+its own; WORDS choose cases by their names. PART is a target, `launches` or `traffic`. Prints one line of JSON: what was measured, and faults.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["LAUNCHES", "TRAFFIC", "main", "measured"]
@@ -14,8 +14,8 @@ __all__ = ["LAUNCHES", "TRAFFIC", "main", "measured"]
 LAUNCHES, TRAFFIC = "launches", "traffic"
 
 
-def measured(part: str, only: str) -> dict[str, Any]:
-    """What one part finds, of cases whose names contain `only`; ready for JSON."""
+def measured(part: str, only: Sequence[str]) -> dict[str, Any]:
+    """What one part finds, of cases whose names contain one of `only`; ready for JSON."""
     if part == TRAFFIC:
         from . import traffic
 
@@ -27,22 +27,17 @@ def measured(part: str, only: str) -> dict[str, Any]:
         return {LAUNCHES: launches.measure(only), "faults": []}
     from . import budget, check
     from .driver import TARGETS
-    from .plans import quick_cases
+    from .plans import is_chosen, quick_cases
 
-    cases = [case for case in quick_cases() if only in case.name]
+    cases = [case for case in quick_cases() if is_chosen(case.name, only)]
     rows = list(check.check([TARGETS[part]], cases))
-    faults = [
-        f"{part} {row.planned.case.name} | {row.planned.operation} | {row.planned.record.kernel}: "
-        f"{'; '.join(row.faults)}"
-        for row in rows
-        if row.faults
-    ]
+    faults = [f"{budget.key_of(row)}: {'; '.join(row.faults)}" for row in rows if row.faults]
     return {"figures": budget.measure(rows), "hints": budget.hints_of(rows), "faults": faults}
 
 
 def main(arguments: list[str]) -> int:
-    """Measure `PART [ONLY]`; the exit code."""
-    part, only = (*arguments, "")[:2]
+    """Measure `PART [WORDS ...]`; the exit code."""
+    part, *only = arguments
     print(json.dumps(measured(part, only)))
     return 0
 

@@ -53,7 +53,11 @@ def add(verbs: Any) -> None:
         help="of the compiled kernels; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--only", default="", metavar="WORDS", help="cases whose names contain WORDS, as printed"
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="cases and networks whose names contain WORDS, as printed; may be repeated",
     )
     parser.add_argument(
         "--budgets", type=Path, metavar="DIR", help="folder of the budgets (default: our own)"
@@ -107,7 +111,7 @@ def _check_budgets(options: argparse.Namespace) -> int:
 
     wanted = suite.Request(
         tuple(options.target or TARGETS),
-        options.only,
+        tuple(options.only),
         options.budgets or budget.FOLDER,
         options.jobs,
         options.update,
@@ -127,7 +131,24 @@ def _exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _check_model(options: argparse.Namespace) -> int:
-    raise UsageError("--model: not yet")
+    from tritonbn_kernels.outlook import DEVICES
+
+    from ..model_layers import ModelError, layers_of, load_model
+    from ..static import model_plans
+
+    device = DEVICES[options.device]
+    try:
+        lines = model_plans.plans_of(layers_of(*load_model(options.model)), device)
+        verdict = model_plans.compare(model_plans.read(options.plans, device.name), lines)
+        if options.update:
+            model_plans.write(options.plans, device.name, lines)
+    except (ModelError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    if not lines:
+        raise UsageError(f"expected BatchNorm layers in {options.model}, got none")
+    told = (options.model, device, lines, verdict, str(options.plans) if options.update else "")
+    _say(model_plans.as_text(*told), model_plans.as_markdown(*told), options.out)
+    return REGRESSION if verdict.worse and not options.update else PASSED
 
 
 def _say(text: str, markdown: str, folder: Path | None) -> None:
