@@ -1,5 +1,8 @@
 """`python -m tritonbn_bench.static.worker PART [WORDS ...]`: one part of the check, in a process of
-its own; WORDS choose cases by their names. PART is a target, `launches` or `traffic`. Prints one line of JSON: what was measured, and faults.
+its own.
+
+PART is a target, `launches` or `traffic`; WORDS choose cases by their names. Prints one line of
+JSON: what was measured, and faults.
 """
 
 from __future__ import annotations
