@@ -25,6 +25,8 @@ __all__ = ["PlanLine", "Verdict", "as_markdown", "as_text", "compare", "plans_of
 SCHEMA = "tritonbn.plans/1"
 # pass and number of tensors read and written
 PASSES = (("forward", 2), ("backward", 3))
+# less of each is better
+NUMBERS = ("launches", "asked_bytes", "moved_bytes")
 HEADS = ("layer", "input", "pass", "plan", "launches", "MB", "over floor")
 
 
@@ -32,7 +34,8 @@ HEADS = ("layer", "input", "pass", "plan", "launches", "MB", "over floor")
 class PlanLine:
     """One pass through one layer; bytes are modelled, those of what is fused included.
 
-    Where there is no plan, `plan` says why and the figures are 0.
+    asked_bytes: that programs read and write; moved_bytes: of them, what no cache serves. Where
+    there is no plan, `plan` says why and the figures are 0.
     """
 
     layer: str
@@ -40,6 +43,7 @@ class PlanLine:
     mode: str
     plan: str
     launches: int
+    asked_bytes: int
     moved_bytes: int
     floor_bytes: int
 
@@ -51,7 +55,8 @@ class PlanLine:
     @property
     def figures(self) -> dict[str, Any]:
         """What a file keeps."""
-        return {"plan": self.plan, "launches": self.launches, "bytes": self.moved_bytes}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {"plan": self.plan, **numbers}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def _lines(call: LayerCall, layer: str, device: Device) -> Iterator[PlanLine]:
         mode = f"{name}_{'train' if call.training else 'eval'}"
         shown = mode.replace("_", " ")
         if call.unmeasured:
-            yield PlanLine(layer, words, shown, f"none: {call.unmeasured}", 0, 0, 0)
+            yield PlanLine(layer, words, shown, f"none: {call.unmeasured}", 0, 0, 0, 0)
             continue
         batch, channels, *plane = call.shape
         one = Layer(layer, channels, tuple(plane), 1, ((call.fusion, 1),))
@@ -96,6 +101,7 @@ def _lines(call: LayerCall, layer: str, device: Device) -> Iterator[PlanLine]:
             shown,
             f"{expected.kind}: {plan_text(expected)}",
             expected.launches,
+            chain.fused_bytes - expected.memory_bytes + expected.requested_bytes,
             chain.fused_bytes,
             chain.floor_bytes,
         )
@@ -145,9 +151,11 @@ def compare(before: dict[str, dict[str, Any]] | None, lines: Sequence[PlanLine])
         if old is None:
             changed.append(f"{_words(line.key)}: new, {line.plan}")
         elif said := [
-            f"{name} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]
+            f"{name.replace('_', ' ')} {old[name]} -> {new[name]}"
+            for name in new
+            if old[name] != new[name]
         ]:
-            grew = any(new[name] > old[name] for name in ("launches", "bytes"))
+            grew = any(new[name] > old[name] for name in NUMBERS)
             (worse if grew else changed).append(f"{_words(line.key)}: {', '.join(said)}")
     gone = set(before) - {line.key for line in lines}
     changed += [f"{_words(key)}: gone" for key in before if key in gone]
