@@ -151,11 +151,11 @@ def compare(before: dict[str, dict[str, Any]] | None, lines: Sequence[PlanLine])
         if old is None:
             changed.append(f"{_words(line.key)}: new, {line.plan}")
         elif said := [
-            f"{name.replace('_', ' ')} {old[name]} -> {new[name]}"
+            f"{name.replace('_', ' ')} {old.get(name, 0)} -> {new[name]}"
             for name in new
-            if old[name] != new[name]
+            if old.get(name, 0) != new[name]
         ]:
-            grew = any(new[name] > old[name] for name in NUMBERS)
+            grew = any(new[name] > old.get(name, 0) for name in NUMBERS)
             (worse if grew else changed).append(f"{_words(line.key)}: {', '.join(said)}")
     gone = set(before) - {line.key for line in lines}
     changed += [f"{_words(key)}: gone" for key in before if key in gone]
