@@ -89,14 +89,14 @@ def mutations(x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[Compile, Comp
 def said_of(healthy: Any, faulty: Any) -> list[str]:
     """What the budgets of compiled kernels and of cache hints say."""
     kept, found = examine(healthy, SM_90), examine(faulty, SM_90)
-    pairs = [
-        (*(budget.figures_of(each) for each in (kept, found)), budget.worse_figures),
-        (*(budget.hints_kept(each) for each in (kept, found)), budget.any_change),
-    ]
-    said: list[str] = []
-    for before, now, worse_of in pairs:
-        said += budget.compare({KEY: before}, {KEY: now}, worse_of, budget.nothing)[0]
-    return [in_words(line) for line in said]
+    worse, _ = budget.compare({KEY: budget.figures_of(kept)}, {KEY: budget.figures_of(found)})
+    hints, _ = budget.compare(
+        {KEY: budget.hints_kept(kept)},
+        {KEY: budget.hints_kept(found)},
+        budget.any_change,
+        budget.nothing,
+    )
+    return [in_words(line) for line in (*worse, *hints)]
 
 
 def launched_twice(launch: Launch, tensors: Any, *floats: float) -> None:

@@ -49,7 +49,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         bare=lambda: (nn.ReLU(), torch.randn(2)),
         strange=lambda: (nn.Sequential(nn.BatchNorm2d(4)), torch.randn(2, 6, 4, 5)[:, 1:5]),
     )
-    monkeypatch.setitem(sys.modules, "models_of_a_user", models)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "models_of_a_user", models)
 
     def run(*arguments: str, function: str = "make") -> tuple[int, str, str]:
         plans = str(tmp_path / "kept" / "plans.json")

@@ -145,7 +145,8 @@ def compare(before: dict[str, dict[str, Any]] | None, lines: Sequence[PlanLine])
     layer; what was not there before is no worse."""
     if before is None:
         return Verdict((), (), absent=True)
-    worse, changed = [], []
+    worse: list[str] = []
+    changed: list[str] = []
     for line in lines:
         old, new = before.get(line.key), line.figures
         if old is None:

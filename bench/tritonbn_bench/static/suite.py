@@ -1,7 +1,6 @@
 """The whole check without a GPU: compiled figures, launch plans and traffic against their budgets.
 
-Every part runs in a process of its own, for what compiles and what interprets cannot share one, and
-two cores are used. The text says what was found and nothing of time or place: it is the same on
+Every part runs in a process of its own: what compiles and what interprets cannot share one. The text says what was found and nothing of time or place: it is the same on
 every machine.
 """
 
@@ -36,7 +35,6 @@ __all__ = [
 # decide plans or compilation, or hide a device from torch: a check is of what everyone gets
 DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 OURS = "TRITONBN_"
-COMPILED = "compiled kernels"
 
 
 class CheckStoppedError(RuntimeError):
@@ -113,27 +111,37 @@ def check(wanted: Request) -> list[Finding]:
         figures |= found[target]["figures"]
         hints |= found[target]["hints"]
         faults += found[target]["faults"]
-    name = budget.version()
-    title = f"{COMPILED} ({', '.join(wanted.targets)}; triton {name})"
-    traffic, launches = found[TRAFFIC], found[LAUNCHES][LAUNCHES]
-    return [
-        _finding(
-            wanted, title, f"{name}.json", figures, faults,
-            (budget.worse_figures, budget.other_figures), False,
+    version = budget.version()
+    title = f"compiled kernels ({', '.join(wanted.targets)}; triton {version})"
+    # of the compiled kernels there are more cases than these
+    all_targets = wanted.whole and {*wanted.targets} == {*TARGETS}
+    snapshot = (budget.any_change, budget.nothing)
+    parts_found = (
+        _Part(title, f"{version}.json", figures, faults),
+        _Part(
+            f"cache hints (triton {version})",
+            f"{version}.hints.json",
+            hints,
+            changes=snapshot,
+            whole=all_targets,
         ),
-        _finding(
-            wanted, f"cache hints (triton {name})", f"{name}.hints.json", hints, [],
-            (budget.any_change, budget.nothing), wanted.whole and {*wanted.targets} == {*TARGETS},
+        _Part(
+            "launch plans of networks",
+            "launch_plans.json",
+            found[LAUNCHES][LAUNCHES],
+            changes=snapshot,
+            whole=wanted.whole,
         ),
-        _finding(
-            wanted, "launch plans of networks", "launch_plans.json", launches, [],
-            (budget.any_change, budget.nothing), wanted.whole,
+        _Part(
+            "traffic",
+            "traffic.json",
+            found[TRAFFIC][TRAFFIC],
+            found[TRAFFIC]["faults"],
+            (budget.more_traffic, budget.other_traffic),
+            wanted.whole,
         ),
-        _finding(
-            wanted, "traffic", "traffic.json", traffic[TRAFFIC], traffic["faults"],
-            (budget.more_traffic, budget.other_traffic), wanted.whole,
-        ),
-    ]  # fmt: skip
+    )
+    return [_compared(part, wanted) for part in parts_found]
 
 
 def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
@@ -151,25 +159,36 @@ def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _finding(
-    wanted: Request,
-    title: str,
-    file: str,
-    measured: Mapping[str, Mapping[str, Any]],
-    faults: Sequence[str],
-    changes: tuple[budget.Change, budget.Change],
-    whole: bool,
-) -> Finding:
-    path = wanted.budgets / file
+@dataclass(frozen=True)
+class _Part:
+    """What was measured for one budget, and how it is compared; whole: it is all there should be."""
+
+    title: str
+    file: str
+    measured: Mapping[str, Mapping[str, Any]]
+    faults: Sequence[str] = ()
+    changes: tuple[budget.Change, budget.Change] = (budget.worse_figures, budget.other_figures)
+    whole: bool = False
+
+
+def _compared(part: _Part, wanted: Request) -> Finding:
+    path = wanted.budgets / part.file
     committed = budget.read(path)
-    worse, other = budget.compare(committed or {}, measured, *changes, whole)
-    absent = committed is None
+    worse, other = budget.compare(committed or {}, part.measured, *part.changes, part.whole)
+    if committed is None:
+        worse = other = []
     if wanted.update:
-        budget.write(path, measured, whole)
-    # words only now, so that order and number are those of the budget
-    said = (faults, [] if absent else worse, [] if absent else other)
-    lines = (tuple(in_words(line) for line in part) for part in said)
-    return Finding(title, file, len(measured), *lines, absent, wanted.update)
+        budget.write(path, part.measured, part.whole)
+    return Finding(
+        title=part.title,
+        file=part.file,
+        lines=len(part.measured),
+        faults=tuple(map(in_words, part.faults)),
+        worse=tuple(map(in_words, worse)),
+        changed=tuple(map(in_words, other)),
+        absent=committed is None,
+        written=wanted.update,
+    )
 
 
 def as_text(findings: Sequence[Finding]) -> str:

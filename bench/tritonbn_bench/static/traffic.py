@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ _PLANES = ((50, 2, 16, 32), CHANNELS_FIRST)
 _NARROW = ((19, 64, 7, 7), CHANNELS_FIRST)
 _ROWS = ((7, 64, 9, 11), CHANNELS_LAST)
 _HYBRID = ((7, 32, 9, 11), CHANNELS_LAST)
-_ADD_RELU = {"activation": "relu", "residual": True}
+_ADD_RELU: dict[str, Any] = {"activation": "relu", "residual": True}
 _SPLIT, _TWICE = {"resident": 0, "fused": 0}, {"resident": 0, "fused": 1}
 _STREAMED = {"block_n": 64, "pieces": 2, "stream": 2}
 _STREAMED_IMAGES = {"block_n": 8, "pieces": 1, "stream": 2}
