@@ -30,6 +30,7 @@ FOUND: dict[str, Any] = {
 }
 
 Ask = Callable[..., tuple[int, str, str]]
+AS_IT_IS = suite._measured
 
 
 @pytest.fixture
@@ -215,14 +216,11 @@ def test_words_in_no_name_are_told(ask: Ask, found: dict[str, Any]) -> None:
     assert (code, "expected words in the name of a case for --only" in error) == (2, True)
 
 
-def test_part_that_cannot_run_stops_the_check(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(suite, "LAUNCHES", "sm_1")
-    # an architecture that the worker does not know
-    assert cli.main(["check", "--static", "--target", "sm_90", "--only", "no such case"]) == 2
-    error = capsys.readouterr().err
+def test_part_that_cannot_run_stops_the_check(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an architecture that no driver stands for
+    monkeypatch.setattr(suite, "_measured", lambda part, only: AS_IT_IS("sm_1", only))
+    code, _, error = ask("--only", "no such case", "--jobs", "1")
+    assert code == 2
     assert "sm_1 could not be measured" in error and "KeyError" in error
 
 

@@ -1,7 +1,7 @@
 """The whole check without a GPU: compiled figures, launch plans and traffic against their budgets.
 
-Every part runs in a process of its own: what compiles and what interprets cannot share one. The text says what was found and nothing of time or place: it is the same on
-every machine.
+Every part runs in a process of its own: what compiles and what interprets cannot share one. The
+text says what was found and nothing of time or place: it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What was measured for one budget, and how it is compared; whole: it is all there should be."""
+    """What was measured for one budget, and how it is compared; whole: it is all there is."""
 
     title: str
     file: str

@@ -28,8 +28,11 @@ Three parts, each against a committed budget: what the compiler makes of the ker
 accesses, spills, shared memory, double precision, cache hints), which kernels well-known networks
 launch, and the bytes that each kind of plan moves. A part without a budget for this version of
 Triton is not compared, says so and does not fail. About 40 s with a warm Triton cache, five minutes
-without. Of the compiled kernels these are the cases most used; `python -m tritonbn_bench.static`
-has all of them, and its --update renews them. make() of a --model returns the model and a tuple of its inputs.
+without. Of the compiled kernels these are the cases most used: `python -m tritonbn_bench.static`
+has all of them, and its own --update renews them.
+
+The function of --model takes nothing and returns the model and its input, or a tuple of inputs. Its
+plans are modelled; commit the file, and a plan of more bytes or more launches fails.
 """
 
 
