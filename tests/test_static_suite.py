@@ -1,7 +1,7 @@
 """Claims about what `check --static` says of what its parts have found, and how it ends."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,11 @@ def test_words_in_no_name_are_told(ask: Ask, found: dict[str, Any]) -> None:
 
 
 def test_part_that_cannot_run_stops_the_check(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    # an architecture that no driver stands for
-    monkeypatch.setattr(suite, "_measured", lambda part, only: AS_IT_IS("sm_1", only))
+    def measured(part: str, only: Sequence[str]) -> dict[str, Any]:
+        # an architecture that no driver stands for
+        return AS_IT_IS("sm_1", only) if part == "traffic" else FOUND[part]
+
+    monkeypatch.setattr(suite, "_measured", measured)
     code, _, error = ask("--only", "no such case", "--jobs", "1")
     assert code == 2
     assert "sm_1 could not be measured" in error and "KeyError" in error

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from triton.runtime import JITFunction
 
 import tritonbn_kernels
+from tritonbn_kernels.activation_names import activation_of
 
-from ..networks import NETWORKS
+from ..fusions import FUSIONS, PLAIN
+from ..networks import NETWORKS, Layer
 from .budget import Figures
 from .driver import TARGETS, FakeDriver, Target, active_driver
 from .plans import CHANNELS_FIRST, CHANNELS_LAST, EPS, Case, is_chosen
@@ -31,6 +34,8 @@ __all__ = ["BATCHES", "TARGET", "LaunchNote", "measure", "network_cases", "noted
 TARGET = TARGETS["sm_90"]
 BATCHES = (32, 256)
 DTYPES = ("bf16", "fp32")
+# of these too with what follows each layer in the network
+FUSED = (32, "bf16")
 # what a launch is compiled with that says how the work is cut; flags that only say what is asked
 # for (a bias, running statistics) follow from the call
 CUT = ("BLOCK", "VECTOR", "PACK", "PIECES", "TILES", "STREAM", "GROUPED", "SPLIT", "NORMALIZE")
@@ -74,18 +79,30 @@ def noted_launches() -> Iterator[list[LaunchNote]]:
 
 
 def network_cases() -> Iterator[tuple[str, Case, int]]:
-    """(network and how it is run, kind of layer, layers of that kind)."""
+    """(network and how it is run, kind of layer, layers of that kind); as operators of its own, and
+    with what follows it in the same kernel."""
     for batch in BATCHES:
         for key, network in NETWORKS.items():
-            for layout in (CHANNELS_FIRST, CHANNELS_LAST):
-                if not network.input_size and layout == CHANNELS_FIRST:
-                    # without space the channels come last
-                    continue
+            # without space the channels come last
+            layouts = (CHANNELS_FIRST, CHANNELS_LAST) if network.input_size else (CHANNELS_LAST,)
+            for layout in layouts:
                 for dtype in DTYPES:
                     title = f"{key} N={batch} {layout} {dtype}"
                     for layer in network.layers:
-                        shape = (batch, layer.channels, *layer.plane)
-                        yield title, Case(shape, layout, dtype), layer.count
+                        case = Case((batch, layer.channels, *layer.plane), layout, dtype)
+                        yield title, case, layer.count
+                        if (batch, dtype) == FUSED:
+                            yield from _fused(f"{title} fused", case, layer)
+
+
+def _fused(title: str, case: Case, layer: Layer) -> Iterator[tuple[str, Case, int]]:
+    for name, count in layer.followed:
+        fusion = FUSIONS[name]
+        if fusion is PLAIN:
+            yield title, case, count
+        else:
+            fused = replace(case, activation=fusion.activation, residual=fusion.residual)
+            yield title, fused, count
 
 
 def _passes(case: Case, target: Target) -> dict[str, list[LaunchNote]]:
@@ -94,15 +111,20 @@ def _passes(case: Case, target: Target) -> dict[str, list[LaunchNote]]:
     with torch.device("meta"), active_driver(FakeDriver(target)):
         tritonbn_kernels.clear_cache()
         x, dy = case.make(), case.make()
+        residual = case.make() if case.residual else None
         gamma, beta, mean, var = (torch.empty(case.shape[1]) for _ in range(4))
         count = torch.zeros((), dtype=torch.int64)
+        activation = activation_of(case.activation)
         try:
             with noted_launches() as found["forward train"]:
-                _, saved = tritonbn_kernels.batch_norm_forward(
-                    x, gamma, beta, mean, var, count, True, 0.1, EPS
+                _, saved, mask = tritonbn_kernels.fused_forward(
+                    x, gamma, beta, mean, var, count, True, 0.1, EPS, activation, residual, True
                 )
             with noted_launches() as found["backward train"]:
-                tritonbn_kernels.batch_norm_backward(dy, x, gamma, saved, True, True, True, True)
+                tritonbn_kernels.fused_backward(
+                    dy, x, gamma, saved, True, True, True, True,
+                    activation, beta, residual, mask, case.residual,
+                )  # fmt: skip
         finally:
             tritonbn_kernels.clear_cache()
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,8 @@ def _check_budgets(options: argparse.Namespace) -> int:
     # the interpreter replaces the compiler as soon as the kernels are imported
     if os.environ.get("TRITON_INTERPRET", "0") not in {"", "0"}:
         raise UsageError("expected no TRITON_INTERPRET: the interpreter compiles nothing; unset it")
+    if find_spec("greenlet") is None:
+        raise UsageError("greenlet missing, by which traffic is counted: pip install greenlet")
     from ..static import budget, suite
 
     wanted = suite.Request(
