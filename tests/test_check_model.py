@@ -191,9 +191,12 @@ def test_page_has_the_table(ask: Ask, tmp_path: Path) -> None:
     ("function", "said"),
     [("bare", "expected BatchNorm layers"), ("absent", "expected absent in models_of_a_user")],
 )
-def test_model_that_cannot_be_checked_is_told(function: str, said: str, ask: Ask) -> None:
-    code, _, error = ask(function=function)
+def test_model_that_cannot_be_checked_is_told(
+    function: str, said: str, ask: Ask, tmp_path: Path
+) -> None:
+    code, _, error = ask("--update", function=function)
     assert (code, said in error) == (2, True)
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"schema": "another/1", "devices": {}}'])

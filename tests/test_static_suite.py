@@ -209,11 +209,14 @@ def test_interpreter_is_refused(
     assert "the interpreter compiles nothing" in capsys.readouterr().err
 
 
-def test_words_in_no_name_are_told(ask: Ask, found: dict[str, Any]) -> None:
+def test_words_in_no_name_are_told_and_nothing_is_written(
+    ask: Ask, found: dict[str, Any], tmp_path: Path
+) -> None:
     for part in found.values():
         part |= {name: {} for name in part if name != "faults"}
-    code, _, error = ask("--only", "no such case")
+    code, _, error = ask("--only", "no such case", "--update")
     assert (code, "expected words in the name of a case for --only" in error) == (2, True)
+    assert not (tmp_path / "budgets").exists()
 
 
 def test_part_that_cannot_run_stops_the_check(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,8 @@ def _compared(part: _Part, wanted: Request) -> Finding:
     worse, other = budget.compare(committed or {}, part.measured, *part.changes, part.whole)
     if committed is None:
         worse = other = []
-    if wanted.update:
+    written = wanted.update and bool(part.measured)
+    if written:
         budget.write(path, part.measured, part.whole)
     return Finding(
         title=part.title,
@@ -187,7 +188,7 @@ def _compared(part: _Part, wanted: Request) -> Finding:
         worse=tuple(map(in_words, worse)),
         changed=tuple(map(in_words, other)),
         absent=committed is None,
-        written=wanted.update,
+        written=written,
     )
 
 

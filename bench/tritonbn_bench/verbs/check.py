@@ -146,13 +146,13 @@ def _check_model(options: argparse.Namespace) -> int:
     device = DEVICES[options.device]
     try:
         lines = model_plans.plans_of(layers_of(*load_model(options.model)), device)
+        if not lines:
+            raise UsageError(f"expected BatchNorm layers in {options.model}, got none")
         verdict = model_plans.compare(model_plans.read(options.plans, device.name), lines)
         if options.update:
             model_plans.write(options.plans, device.name, lines)
     except (ModelError, ValueError) as error:
         raise UsageError(str(error)) from error
-    if not lines:
-        raise UsageError(f"expected BatchNorm layers in {options.model}, got none")
     told = (options.model, device, lines, verdict, str(options.plans) if options.update else "")
     _say(model_plans.as_text(*told), model_plans.as_markdown(*told), options.out)
     return REGRESSION if verdict.worse and not options.update else PASSED
