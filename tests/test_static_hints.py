@@ -1,6 +1,6 @@
 """Cache hints are read by tensor from what the compiler made, whatever stands between."""
 
-from tritonbn_bench.static.metrics import llvm_hints, ptx_hints
+from tritonbn_bench.static.accesses import llvm_hints, ptx_hints
 
 PTX = """
 .visible .entry k(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import triton
 
-from .metrics import ATOMIC, LOAD, PLAIN, STORE, KernelFigures
+from .accesses import ATOMIC, LOAD, PLAIN, STORE
+from .metrics import KernelFigures
 
 if TYPE_CHECKING:
     from .check import Row
