@@ -31,6 +31,7 @@ __all__ = [
     "Provider",
     "composed",
     "poisoned_memory",
+    "prepare_function",
     "results_of",
     "torch_backend",
 ]
@@ -169,7 +170,7 @@ def _forward(
     return function(*operands, training, inputs.momentum, inputs.eps, **fused)
 
 
-def _prepare_function(
+def prepare_function(
     function: BatchNorm,
     backend: str,
     case: Case,
@@ -219,17 +220,17 @@ def _our_backend(inputs: Inputs) -> str:
 
 def _prepare_tritonbn(case: Case, inputs: Inputs) -> Prepared:
     backend = _our_backend(inputs)
-    return _prepare_function(tritonbn.batch_norm, backend, case, inputs, two_read_bytes)
+    return prepare_function(tritonbn.batch_norm, backend, case, inputs, two_read_bytes)
 
 
 def _prepare_unfused(case: Case, inputs: Inputs) -> Prepared:
     backend = f"{_our_backend(inputs)}, then torch"
-    return _prepare_function(composed(tritonbn.batch_norm), backend, case, inputs)
+    return prepare_function(composed(tritonbn.batch_norm), backend, case, inputs)
 
 
 def _prepare_torch(case: Case, inputs: Inputs) -> Prepared:
     backend = torch_backend(inputs, case.mode.endswith("train"))
-    return _prepare_function(composed(functional.batch_norm), backend, case, inputs)
+    return prepare_function(composed(functional.batch_norm), backend, case, inputs)
 
 
 def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
@@ -237,7 +238,7 @@ def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
     torch._dynamo.reset()
 
     compiled = torch.compile(composed(functional.batch_norm), dynamic=False, fullgraph=True)
-    return _prepare_function(compiled, "Inductor", case, inputs, two_read_bytes)
+    return prepare_function(compiled, "Inductor", case, inputs, two_read_bytes)
 
 
 def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:
