@@ -1,0 +1,217 @@
+"""What a gate's result is written as: Markdown for people, JUnit for CI, a trend for pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+
+from ..environment import Environment
+from ..tables import folded, markdown_table
+from .gate import CaseResult, GateResult, Total
+from .intervals import Interval
+from .rounds import BASE, HEAD, REFERENCE
+from .verdicts import Verdict
+
+__all__ = ["junit", "markdown", "sentence", "trend"]
+
+# what a comment of a pull request may hold
+MOST_BYTES = 64 * 1024
+# these are shown open, the others folded
+OPEN = (Verdict.ACCURACY, Verdict.REGRESSION, Verdict.INCONCLUSIVE)
+NOT_MEASURED = (Verdict.NO_BASELINE, Verdict.SKIPPED)
+
+
+def sentence(result: GateResult) -> str:
+    """The verdict in one sentence, and what was counted."""
+    everything = [*result.cases, *result.totals]
+    count = Counter(item.verdict for item in everything)
+    if count[Verdict.ACCURACY]:
+        first = "**Wrong results**: a correctness check is red, so no speed was looked at there."
+    elif count[Verdict.REGRESSION]:
+        first = "**Slower**: a confirmed regression."
+    elif not any(item.interval for item in result.cases):
+        first = "**Nothing was compared.**"
+    elif count[Verdict.INCONCLUSIVE]:
+        first = "**No regression was confirmed, but not every case allows a verdict.**"
+    else:
+        first = "**No regression.**"
+    cases = Counter(item.verdict for item in result.cases)
+    counted = ", ".join(
+        f"{cases[verdict]} {verdict.value}" for verdict in Verdict if cases[verdict]
+    )
+    return f"{first} {len(result.cases)} cases: {counted or 'none'}."
+
+
+def markdown(result: GateResult, environment: Environment) -> str:
+    """A summary for a CI job: verdict first, then what regressed, then the rest folded.
+
+    At most 64 KiB; what does not fit is left out and counted.
+
+    Args:
+        result: of the gate
+        environment: in which it was measured
+    """
+    ordered = sorted(result.cases, key=_gravest_first)
+    shown = [item for item in ordered if item.verdict in OPEN]
+    rest = [item for item in ordered if item.verdict not in (*OPEN, *NOT_MEASURED)]
+    missing = [item for item in ordered if item.verdict in NOT_MEASURED]
+    fixed = [sentence(result), _totals(result.totals), _how(result, environment)]
+    budget = MOST_BYTES - len("\n\n".join(fixed).encode()) - 2048
+    parts = [fixed[0]]
+    for items, title in ((shown, ""), (missing, "Not judged"), (rest, "Every other case")):
+        text, budget = _fitting(items, title, budget)
+        parts += [text]
+        if items is shown:
+            parts.append(fixed[1])
+    return "\n\n".join(part for part in (*parts, fixed[2]) if part) + "\n"
+
+
+def junit(result: GateResult, *, strict: bool = False) -> str:
+    """JUnit XML: a test per case and total; no verdict is a skip, under `strict` a failure."""
+    suite = ET.Element("testsuite", name="tritonbn-bench gate")
+    failing = {Verdict.ACCURACY, Verdict.REGRESSION}
+    failing |= {Verdict.INCONCLUSIVE} if strict else set()
+    skipping = {Verdict.INCONCLUSIVE, *NOT_MEASURED} - failing
+    everything = [*result.cases, *result.totals]
+    for item in everything:
+        name = item.case if isinstance(item, CaseResult) else f"total {item.mode}/{item.dtype}"
+        test = ET.SubElement(suite, "testcase", classname=f"gate.{name.split('/')[0]}", name=name)
+        text = _plain(": ".join(filter(None, (item.verdict.value, _figure(item), item.reason))))
+        if item.verdict in failing:
+            ET.SubElement(test, "failure", type=item.verdict.name, message=text).text = text
+        elif item.verdict in skipping:
+            ET.SubElement(test, "skipped", message=text)
+        else:
+            ET.SubElement(test, "system-out").text = text
+    suite.set("tests", str(len(everything)))
+    suite.set("failures", str(sum(item.verdict in failing for item in everything)))
+    suite.set("skipped", str(sum(item.verdict in skipping for item in everything)))
+    suite.set("errors", "0")
+    suites = ET.Element("testsuites")
+    suites.append(suite)
+    ET.indent(suites)
+    return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def trend(result: GateResult, environment: Environment) -> str:
+    """JSON for github-action-benchmark (customSmallerIsBetter): ratios, never milliseconds."""
+    entries = []
+    for item in result.cases:
+        side = REFERENCE if REFERENCE in item.ratios else BASE
+        interval = item.ratios.get(side)
+        if interval is None:
+            continue
+        ratio, low, high = interval.as_ratio()
+        extra = {
+            "verdict": item.verdict.value,
+            "rounds": item.rounds,
+            "ms": {name: round(value, 6) for name, value in item.times.items()},
+            **{name: environment.get(name) for name in ("gpu", "torch", "triton", "commit")},
+        }
+        entries.append(
+            {
+                "name": f"{item.case} (head / {side})",
+                "unit": "ratio",
+                "value": round(ratio, 6),
+                "range": f"{low:.4f} ... {high:.4f}",
+                "extra": json.dumps(extra),
+            }
+        )
+    return json.dumps(entries, indent=1) + "\n"
+
+
+def _gravest_first(item: CaseResult) -> tuple[int, float]:
+    worst = -item.interval.estimate if item.interval else 0.0
+    return list(Verdict).index(item.verdict), worst
+
+
+def _plain(text: str) -> str:
+    """Without the control characters that XML has no way to write."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _figure(item: CaseResult | Total) -> str:
+    return f"{_ratio(item.interval)}, margin {item.tau:.1%}" if item.interval else ""
+
+
+def _ratio(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    ratio, low, high = interval.as_ratio()
+    return f"{ratio:.3f} ({low:.3f} ... {high:.3f})"
+
+
+def _totals(totals: Sequence[Total]) -> str:
+    if not totals:
+        return ""
+    lines = [
+        (
+            item.mode,
+            item.dtype,
+            len(item.cases),
+            _ratio(item.interval),
+            f"{item.tau:.1%}",
+            item.verdict.value,
+            item.reason,
+        )
+        for item in totals
+    ]
+    head = ("mode", "dtype", "cases", "geometric mean of ratios", "margin", "verdict", "remarks")
+    return markdown_table(head, lines)
+
+
+def _line(item: CaseResult) -> tuple[object, ...]:
+    base = item.times.get(BASE, item.times.get(REFERENCE))
+    return (
+        f"`{item.case}`",
+        base,
+        item.times.get(HEAD),
+        _ratio(item.interval),
+        f"{item.tau:.1%}",
+        item.verdict.value,
+        item.reason,
+    )
+
+
+def _fitting(items: Sequence[CaseResult], title: str, budget: int) -> tuple[str, int]:
+    """A table of as many items as fit, and the bytes that are left."""
+    head = ("case", "base, ms", "head, ms", "ratio", "margin", "verdict", "remarks")
+    if not items:
+        return "", budget
+    lines = [_line(item) for item in items]
+    while True:
+        text = markdown_table(head, lines) if lines else ""
+        left_out = len(items) - len(lines)
+        if left_out:
+            text += f"\n\n{left_out} more cases are left out here for want of space."
+        if title:
+            text = folded(f"{title}: {len(items)}", text)
+        size = len(text.encode())
+        if size <= budget or not lines:
+            return text, budget - size
+        lines = lines[: int(len(lines) * min(0.95, max(budget, 0) / size))]
+
+
+def _how(result: GateResult, environment: Environment) -> str:
+    rounds = [item.rounds for item in result.cases if item.rounds]
+    dropped = [item.dropped for item in result.cases if item.rounds]
+    versions = ", ".join(
+        f"{name} {environment[name]}"
+        for name in ("driver", "torch", "cudnn", "triton", "commit")
+        if environment.get(name)
+    )
+    measured = (
+        f"{min(rounds)} to {max(rounds)} usable rounds a case, "
+        f"{math.fsum(dropped) / len(dropped):.1%} of rounds dropped. "
+        if rounds
+        else ""
+    )
+    return (
+        f"How measured: on {environment.get('gpu') or environment.get('cpu') or 'a CPU'} "
+        f"({versions}); each round times every side twice "
+        f"in mirrored order. {measured}Ratios are times of the head over those it is judged by, "
+        "with 95 % intervals from a bootstrap over rounds; a regression was seen in two passes."
+    )
