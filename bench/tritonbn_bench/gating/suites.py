@@ -63,8 +63,8 @@ def trials(name: str, device: str) -> Mapping[str, Trial]:
 
 
 def _quick_cpu() -> list[Trial]:
-    """About 0.1 ms a call: on a CPU tritonbn runs torch's kernels, and what a change can slow is the
-    way to them."""
+    """Some 0.1 ms a call: on a CPU tritonbn runs torch's kernels, and what a change can slow is
+    the way to them."""
     forward = Case("forward_train", "fp32", "nchw", 8, 32, (14, 14), "gate", "small on a CPU")
     return [
         Trial(forward),
@@ -74,7 +74,7 @@ def _quick_cpu() -> list[Trial]:
 
 
 def _quick_cuda() -> list[Trial]:
-    """One shape of each family of kernels: large and small planes, both layouts, fused, no plane."""
+    """A shape of each family of kernels: large and small planes, both layouts, fused, no plane."""
     large = Case("forward_train", "bf16", "nchw", 64, 256, (56, 56), "gate", "ResNet-50, stage 1")
     small = replace(large, channels=512, plane=(7, 7), origin="ResNet-50, stage 4")
     forward = [

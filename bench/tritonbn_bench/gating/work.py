@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,9 +83,9 @@ def _layer(case: Case, inputs: Inputs, running_mean: Tensor, running_var: Tensor
     kinds = (tritonbn.BatchNorm1d, tritonbn.BatchNorm2d, tritonbn.BatchNorm3d)
     kind = kinds[max(len(case.plane), 1) - 1]
     activation = None if case.fused.activation == "identity" else case.fused.activation
-    layer = kind(
-        case.channels, eps=inputs.eps, momentum=inputs.momentum, activation=activation
-    ).to(inputs.x.device, inputs.gamma.dtype)
+    layer = kind(case.channels, eps=inputs.eps, momentum=inputs.momentum, activation=activation).to(
+        inputs.x.device, inputs.gamma.dtype
+    )
     # gradients are asked of the inputs' own leaves
     layer.weight, layer.bias = inputs.gamma, inputs.beta
     layer.running_mean, layer.running_var = running_mean, running_var

@@ -44,6 +44,7 @@ class Worker:
 
         if device == "cpu":
             torch.set_num_threads(1)
+            _share_a_core()
         self._device = device
         self._plant = Plant(device)
         self._stopwatches: dict[str | None, Stopwatch] = {}
@@ -102,9 +103,7 @@ class Worker:
         return {
             "fault": "",
             "backends": {name: one.backend for name, one in prepared.items()},
-            "calls": {
-                name: self._stopwatch.calls_for(work) for name, work in self._works.items()
-            },
+            "calls": {name: self._stopwatch.calls_for(work) for name, work in self._works.items()},
             "cache": self._stopwatch.cache,
         }
 
@@ -144,6 +143,13 @@ class Worker:
         if cache not in self._stopwatches:
             self._stopwatches[cache] = stopwatch_of(self._device, cache)
         return self._stopwatches[cache]
+
+
+def _share_a_core() -> None:
+    """Stay on one core, the same for both sides: cores differ by who else uses them, and only one
+    side works at a time."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def judge_by(roots: Sequence[Path]) -> None:
