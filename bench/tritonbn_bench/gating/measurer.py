@@ -131,6 +131,8 @@ class TwoProcesses:
             reason = self._stop.reason
             if reason:
                 return Measured(case, skipped=reason)
+            if taken:
+                self._renew(ready)
             taken.append(take_round(blocks, len(taken), self._clock))
         for name in ready:
             self._sides[name].ask("drop")
@@ -178,6 +180,12 @@ class TwoProcesses:
                 return Measured(case, skipped=f"base cannot do it: {answer['fault']}")
             ready[name] = answer
         return ready
+
+    def _renew(self, ready: Mapping[str, Any]) -> None:
+        """Fresh buffers in each round: a lucky place in memory would pass for a faster side."""
+        self._seed += 1
+        for name in ready:
+            self._sides[name].ask("renew", seed=self._seed)
 
     def _blocks(self, ready: Mapping[str, Mapping[str, Any]]) -> dict[str, Block]:
         def block(name: str) -> Block:
