@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -20,14 +21,13 @@ __all__ = [
     "FakeStopwatch",
     "Stopwatch",
     "stopwatch_of",
-    "wall_ms",
 ]
 
 # state of the caches before a call: emptied, left as the call before left them, or emptied and
 # then filled by whoever makes the call's main operand
 CACHES = ("cold", "hot", "produced")
 BLOCK_MS = 2.0
-_WARM_UP = 3
+_WARM_UP, _WALL_CALLS = 3, 10
 
 
 class Stopwatch(Protocol):
@@ -44,6 +44,9 @@ class Stopwatch(Protocol):
 
     def block(self, work: Work, calls: int) -> float:
         """Median of `calls` calls, in ms."""
+
+    def wall(self, work: Work) -> float:
+        """Host time of a call in ms where calls follow one another, until the device is done."""
 
 
 def stopwatch_of(device: str, cache: str | None = None) -> Stopwatch:
@@ -63,11 +66,6 @@ def stopwatch_of(device: str, cache: str | None = None) -> Stopwatch:
     if cache == "cold":
         raise ValueError("expected a cache of hot, produced on the CPU, got cold")
     return CpuStopwatch(cache or "hot")
-
-
-def wall_ms(work: Work, device: str, calls: int = 10) -> float:
-    """Host time of a call in ms where calls follow one another, until the device is done."""
-    return _issued(work, _synchronize(device), calls)[1]
 
 
 class CpuStopwatch:
@@ -100,6 +98,10 @@ class CpuStopwatch:
             found.append(time.perf_counter() - started)
         return 1e3 * statistics.median(found)
 
+    def wall(self, work: Work) -> float:
+        """As `Stopwatch`."""
+        return _issued(work, lambda: None)[1]
+
 
 class CudaStopwatch:
     """Device time of calls by CUDA events, on the current stream of the current device.
@@ -115,7 +117,7 @@ class CudaStopwatch:
     """
 
     # beyond the most, the untimed part rules the block and its median gains nothing
-    _FEWEST, _MOST = 5, 200
+    _FEWEST, _MOST = 5, 100
     _SMALLEST_FLUSH = 256 * 1024 * 1024
 
     def __init__(self, cache: str = "cold") -> None:
@@ -141,7 +143,7 @@ class CudaStopwatch:
         """As `Stopwatch`."""
         issue_ms = self._issue_ms.get(work)
         if issue_ms is None:
-            issue_ms, _ = _issued(work, self._cuda.synchronize, 10)
+            issue_ms, _ = _issued(work, self._cuda.synchronize)
             self._issue_ms[work] = issue_ms
         head_start = int(self._cycles_per_ms * (0.02 + 2 * issue_ms))
         events = []
@@ -159,7 +161,12 @@ class CudaStopwatch:
             end.record()
             events.append((start, end))
         self._cuda.synchronize()
-        return statistics.median(start.elapsed_time(end) for start, end in events)
+        found: list[float] = [start.elapsed_time(end) for start, end in events]
+        return statistics.median(found)
+
+    def wall(self, work: Work) -> float:
+        """As `Stopwatch`."""
+        return _issued(work, self._cuda.synchronize)[1]
 
     def _calibrate_sleep(self) -> float:
         """Cycles of the device's sleep per ms."""
@@ -211,6 +218,10 @@ class FakeStopwatch:
         """As `Stopwatch`, from the model for `work.moved_bytes`."""
         return self.exact(work) * self._random.lognormvariate(0.0, self._noise)
 
+    def wall(self, work: Work) -> float:
+        """As `Stopwatch`: the host adds 10 us to a call of the model."""
+        return self.exact(work) + 0.01
+
     def exact(self, work: Work) -> float:
         """The model's time of a call in ms, without noise."""
         return self._launch_ms + work.moved_bytes / self._bandwidth_gb_s / 1e6
@@ -221,9 +232,9 @@ def _calls(probe_ms: float, fewest: int, most: int) -> int:
     return min(max(-int(-BLOCK_MS // max(probe_ms, 1e-4)), fewest), most)
 
 
-def _issued(work: Work, synchronize: Any, calls: int) -> tuple[float, float]:
+def _issued(work: Work, synchronize: Callable[[], object]) -> tuple[float, float]:
     """Host ms to issue a call, and host ms per call with the device's work awaited."""
-    states = [work.setup() for _ in range(calls)]
+    states = [work.setup() for _ in range(_WALL_CALLS)]
     synchronize()
     started = time.perf_counter()
     for state in states:
@@ -231,12 +242,4 @@ def _issued(work: Work, synchronize: Any, calls: int) -> tuple[float, float]:
     issued = time.perf_counter()
     synchronize()
     ended = time.perf_counter()
-    return 1e3 * (issued - started) / calls, 1e3 * (ended - started) / calls
-
-
-def _synchronize(device: str) -> Any:
-    if device != "cuda":
-        return lambda: None
-    import torch
-
-    return torch.cuda.synchronize
+    return 1e3 * (issued - started) / _WALL_CALLS, 1e3 * (ended - started) / _WALL_CALLS

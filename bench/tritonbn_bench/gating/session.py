@@ -80,8 +80,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache",
-        choices=["cold", "hot"],
-        help="state of the caches before a call (default: cold on a GPU, hot on a CPU)",
+        choices=["cold", "hot", "produced"],
+        help="state of the caches before a call: emptied, as the call before left them, or holding "
+        "x as a convolution leaves it (default: cold on a GPU, hot on a CPU)",
     )
     parser.add_argument(
         "--rounds",
@@ -127,7 +128,7 @@ def request_of(options: argparse.Namespace) -> Request:
         raise ValueError("no CUDA device is visible; drop --device cuda to compare on the CPU")
     device = "cuda" if there and options.device != "cpu" else "cpu"
     if device == "cpu" and options.cache == "cold":
-        raise ValueError("expected --cache hot on a CPU, got cold: its caches are not emptied")
+        raise ValueError("expected --cache hot or produced on a CPU, got cold: nothing empties its caches")
     rule = replace(
         RULE,
         rounds=options.rounds,
@@ -152,6 +153,7 @@ def session(request: Request, base: Sources | None, command: str) -> Iterator[Se
     Raises:
         SideError: a side is not what it should be
     """
+    from ..clocks import clock_of
     from ..environment import collect
     from .measurer import TwoProcesses, stoppable
     from .sides import Sides
@@ -162,5 +164,6 @@ def session(request: Request, base: Sources | None, command: str) -> Iterator[Se
         environment["commit"] = request.head.commit or environment["commit"]
         sides.look()
         with stoppable(request.minutes) as stop:
-            measurer = TwoProcesses(sides, request.trials, stop, request.cache)
+            clock = clock_of(request.device)
+            measurer = TwoProcesses(sides, request.trials, stop, request.cache, clock)
             yield Session(sides, measurer, stop, environment)

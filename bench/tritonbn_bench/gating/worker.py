@@ -151,7 +151,6 @@ class Worker:
 
     def _ready(self, seed: int) -> tuple[Inputs, dict[str, Prepared]]:
         """Inputs and calls of what is held, on fresh buffers."""
-        from ..timer import Work
         from .work import fresh_inputs, prepare_ours, prepare_rivals
 
         assert self._held is not None
@@ -164,9 +163,7 @@ class Worker:
         prepared = {"ours": prepare_ours(case, via, inputs)}
         if rivals:
             prepared |= prepare_rivals(case, inputs)
-        self._works = {
-            name: Work(one.call, one.setup, one.moved_bytes) for name, one in prepared.items()
-        }
+        self._works = {name: one.work for name, one in prepared.items()}
         self._unplanted = self._works["ours"]
         return inputs, prepared
 
