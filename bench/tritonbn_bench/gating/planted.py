@@ -23,7 +23,7 @@ PROBE_CYCLES = 2_000_000
 class Plant:
     """Makes this process's tritonbn slower, and takes it back.
 
-    A forward pass is slowed inside the package: `tritonbn.batch_norm` and the forward of the layers
+    A forward pass is slowed inside the package: `tritonbn.batch_norm` and the call of the layers
     are replaced. A backward pass has no function of the package at its head, so its call is. On a
     CPU a call is followed by idle turns for the share of its own time, on a GPU by a kernel that
     sleeps for the share of `ms`.
@@ -51,7 +51,7 @@ class Plant:
         waste = self._sleep(share * ms) if self._device == "cuda" else _idle(share)
         if not inside:
             return replace(work, call=slowed(work.call, waste))
-        for owner, name in ((tritonbn, "batch_norm"), *((layer, "forward") for layer in LAYERS)):
+        for owner, name in ((tritonbn, "batch_norm"), *((layer, "__call__") for layer in LAYERS)):
             slow = slowed(getattr(owner, name), waste)
             self._undo.enter_context(mock.patch.object(owner, name, slow))
         return work

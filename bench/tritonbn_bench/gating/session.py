@@ -128,7 +128,7 @@ def request_of(options: argparse.Namespace) -> Request:
         raise ValueError("no CUDA device is visible; drop --device cuda to compare on the CPU")
     device = "cuda" if there and options.device != "cpu" else "cpu"
     if device == "cpu" and options.cache == "cold":
-        raise ValueError("expected --cache hot or produced on a CPU, got cold: nothing empties its caches")
+        raise ValueError("expected --cache hot or produced on a CPU, got cold")
     rule = replace(
         RULE,
         rounds=options.rounds,
