@@ -139,38 +139,30 @@ def test_no_case_is_begun_after_a_stop(sides: Sides) -> None:
 
 
 def test_wrong_results_of_the_head_are_a_fault_and_those_of_the_base_are_skipped(
-    tmp_path: Path, head: Sources
+    sides: Sides, tmp_path: Path, head: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = in_checkout(make_repository(tmp_path, WRONG), "wrong")
-    case = next(iter(TRIALS))
-    with Sides(wrong, head, "cpu") as both:
-        both.look()
-        found = TwoProcesses(both, TRIALS, Stop())(case, 1, lambda rounds: False)
+    wrong = Side("wrong", in_checkout(make_repository(tmp_path, WRONG), "wrong"), head, "cpu")
+    right, case = sides[HEAD], next(iter(TRIALS))
+    try:
+        monkeypatch.setattr(sides, "_sides", {BASE: right, HEAD: wrong})
+        found = _measurer(sides)(case, 1, lambda rounds: False)
         assert found.rounds == ()
         assert found.fault.startswith("y: error")
-        # the other way round, with the same processes
-        both._sides = {BASE: both[HEAD], HEAD: both[BASE]}
-        found = TwoProcesses(both, TRIALS, Stop())(case, 1, lambda rounds: False)
+        monkeypatch.setattr(sides, "_sides", {BASE: wrong, HEAD: right})
+        found = _measurer(sides)(case, 1, lambda rounds: False)
         assert (found.fault, found.rounds) == ("", ())
         assert found.skipped.startswith("base cannot do it: y: error")
-
-
-def test_a_side_that_hangs_or_dies_is_named_with_its_last_words(
-    tmp_path: Path, head: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = Side("base", head, head, "cpu")
-    try:
-        side.ask("hello")
-        os.kill(side.pid, signal.SIGSTOP)
-        with pytest.raises(SideError, match=r"base \(process \d+\) did not answer hello in 0.2 s"):
-            side.ask("hello", patience=0.2)
-        with pytest.raises(SideError, match=r"base \(process \d+\) "):
-            side.ask("hello")
-        assert not side.alive
     finally:
-        side.close()
-    broken = make_repository(tmp_path, "\nraise RuntimeError('no way')\n")
-    side = Side("base", in_checkout(broken, "broken"), head, "cpu")
+        wrong.close()
+
+
+def test_a_side_that_cannot_start_is_named_with_its_last_words(
+    tmp_path: Path, head: Sources
+) -> None:
+    for package in ("tritonbn", "kernels/tritonbn_kernels"):
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('no way')")
+    side = Side("base", in_checkout(tmp_path, "broken"), head, "cpu")
     try:
         with pytest.raises(SideError, match=r"(?s)base .* exit code 1; .*RuntimeError: no way"):
             side.ask("hello")
@@ -208,6 +200,16 @@ def test_no_worker_inherits_the_interpreter(head: Sources, monkeypatch: pytest.M
     assert "TRITON_INTERPRET" not in environment
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["PYTHONPATH"].split(os.pathsep)[:2] == [str(root) for root in head.roots]
+
+
+def test_a_side_that_hangs_is_ended_and_named(sides: Sides) -> None:
+    side = sides[BASE]
+    os.kill(side.pid, signal.SIGSTOP)
+    with pytest.raises(SideError, match=r"base \(process \d+\) did not answer hello in 0.2 s"):
+        side.ask("hello", patience=0.2)
+    with pytest.raises(SideError, match=r"base \(process \d+\) "):
+        side.ask("hello")
+    assert not side.alive
 
 
 def _ratio(rounds: object) -> float:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -99,12 +100,9 @@ class Side:
     def close(self) -> None:
         """End the process, gently if it listens."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            # its loop ends with its stdin
+        # its loop ends with its stdin; if it is dead, what it was told last is lost
+        with suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            # it is dead already, and what it was told last is lost
-            pass
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -14,7 +14,6 @@ from .common import INTERRUPTED, PASSED, UsageError, add_verb
 
 if TYPE_CHECKING:
     from ..environment import Environment
-    from ..gating.margins import Margins
     from ..gating.revisions import Sources
     from ..gating.sides import Proof
     from ..judge.baseline import Baseline
@@ -76,26 +75,29 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare and write; the exit code of the gravest verdict."""
-    from ..gating.margins import Margins, load_margins
-    from ..gating.revisions import checkout
+    from ..gating.revisions import checkout, head_of
     from ..gating.sides import SideError
 
     try:
-        request = request_of(options)
-        margins = load_margins(options.margins) if options.margins else Margins()
         if options.plant < 0:
             raise ValueError(f"expected --plant to be 0 or more, got {options.plant}")
         if options.base is None:
-            return _gate(options, request, None, margins)
-        if request.head.tree is None:
+            if not options.baseline.exists():
+                raise ValueError(
+                    f"expected a baseline or a folder of them, got {options.baseline}: "
+                    "it is not there"
+                )
+            return _gate(options, request_of(options), None)
+        head = head_of(options.repository)
+        if head.tree is None:
             raise ValueError(
                 f"expected a checkout of tritonbn at {options.repository} to compare with "
                 f"{options.base}; what is installed can be compared with a --baseline"
             )
-        with checkout(request.head.tree, options.base) as base:
-            if base.digest == request.head.digest and not (options.force or options.plant):
+        with checkout(head.tree, options.base) as base:
+            if base.digest == head.digest and not (options.force or options.plant):
                 return _nothing(base)
-            return _gate(options, request, base, margins)
+            return _gate(options, request_of(options), base)
     except (ValueError, OSError, SideError) as error:
         raise UsageError(str(error)) from error
 
@@ -109,14 +111,12 @@ def _nothing(base: Sources) -> int:
     return PASSED
 
 
-def _gate(
-    options: argparse.Namespace,
-    request: Request,
-    base: Sources | None,
-    margins: Margins,
-) -> int:
+def _gate(options: argparse.Namespace, request: Request, base: Sources | None) -> int:
+    from ..gating.margins import Margins, load_margins
     from ..gating.written import case_line, plain_sentence, write_gate
     from ..judge.gate import against_baseline, compare
+
+    margins = load_margins(options.margins) if options.margins else Margins()
 
     def tell(item: CaseResult) -> None:
         print(case_line(item), file=sys.stderr, flush=True)
@@ -178,8 +178,6 @@ def _stored(path: Path, environment: Environment) -> tuple[Baseline | None, str]
     """The baseline of a folder or file for this machine, and how it was found."""
     from ..judge.baseline import find, key_of, load, path_of, save
 
-    if not path.exists():
-        raise ValueError(f"expected a baseline or a folder of them, got {path}: it is not there")
     if path.is_dir():
         return find(path, environment)
     # a file by itself is looked up like the one file of a folder
