@@ -102,13 +102,15 @@ def poisoned_memory() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     switch: Any = deterministic
     filled = switch.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # the public switch imports inductor to tell it, which takes longer than importing torch
+    set_deterministic: Any = torch._C._set_deterministic_algorithms
+    set_deterministic(True, warn_only=True)
     switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         switch.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        set_deterministic(enabled, warn_only=warn_only)
 
 
 def torch_backend(inputs: Inputs, training: bool) -> str:

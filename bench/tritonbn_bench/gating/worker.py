@@ -59,11 +59,8 @@ class Worker:
         """Who this is: process, packages and their hash, versions."""
         import torch
 
-        from .work import poisoned_memory
-
         # both sides import now, side by side, what their first case would have to wait for
-        with poisoned_memory():
-            pass
+        import_module("tritonbn_bench.gating.work")
         packages = [Path(str(import_module(name).__file__)).resolve().parent for name in PACKAGES]
         triton = sys.modules.get("triton")
         return {
