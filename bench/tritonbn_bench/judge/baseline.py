@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment
+from .decision import decide
 from .intervals import Interval
 from .rounds import COPY, HEAD, REFERENCE
 from .verdicts import Verdict
@@ -39,6 +40,9 @@ KEY = {
     "cudnn": "cudnn",
     "triton": "triton",
 }
+# an accepted change begins a new record, once the spread is known well enough to tell it from
+# noise: runs at another level say nothing about either
+CHANGED = (Verdict.REGRESSION, Verdict.IMPROVED)
 Key = dict[str, "str | None"]
 
 
@@ -94,7 +98,7 @@ class Baseline:
         key: as `key_of`
         environment: in which the last run was accepted
         cases: by id
-        differs: in what the key differs from the machine that asks; "" where it gates
+        differs: how its key is another than that of the machine that asks; "" where it gates
     """
 
     key: Key
@@ -120,32 +124,39 @@ def path_of(folder: Path, key: Mapping[str, str | None]) -> Path:
     return folder / _slug(str(key["gpu"])) / f"{_slug('-'.join(rest))}.json"
 
 
-def find(folder: Path, environment: Environment) -> tuple[Baseline | None, str]:
-    """What is stored for this machine, and how it was found.
+def find(place: Path, environment: Environment) -> tuple[Baseline | None, str]:
+    """What is stored for this machine, and how it was found, in words.
 
     The exact key gates. The same GPU with the same minor version of triton only warns; of several
     the one that differs in least is taken, then the latest by its date.
 
+    Args:
+        place: the folder of all baselines, or a file
+        environment: as `environment.collect` returns it
+
     Raises:
         ValueError: a file is no baseline
+        FileNotFoundError: `place` names a JSON file that is not there
     """
     key = key_of(environment)
-    exact = path_of(folder, key)
-    if exact.is_file():
-        return load(exact), f"exact: {exact}"
-    near = []
-    for path in sorted(exact.parent.glob("*.json")):
-        found = load(path)
-        if _related(found.key, key):
-            near.append((_differences(found.key, key), str(found.environment.get("date")), found))
-    if near:
-        fewest = min(len(item[0]) for item in near)
-        differences, _, found = max(
-            (item for item in near if len(item[0]) == fewest), key=lambda item: item[1]
-        )
-        differs = f"the baseline differs: {', '.join(differences)}"
-        return replace(found, differs=differs), f"near, warns only: {differs}"
-    return None, f"nothing is stored for {key['gpu']}; accept with: {ACCEPT}"
+    exact = path_of(place, key)
+    if place.is_file() or place.suffix == ".json":
+        paths = [place]
+    else:
+        paths = [exact] if exact.is_file() else sorted(exact.parent.glob("*.json"))
+    stored = sorted(
+        (found for path in paths if _related((found := load(path)).key, key)),
+        key=lambda item: str(item.environment.get("date")),
+        reverse=True,
+    )
+    if not stored:
+        return None, f"nothing is stored for {_words(key)}; accept with: {ACCEPT}"
+    nearest = min(stored, key=lambda item: len(_differences(item.key, key)))
+    differences = ", ".join(_differences(nearest.key, key))
+    if not differences:
+        return nearest, f"exact: {_words(key)}"
+    differs = f"the baseline has {differences}"
+    return replace(nearest, differs=differs), f"near, so it only warns: {differs}"
 
 
 def accept(
@@ -160,7 +171,8 @@ def accept(
     Args:
         result: of `gate.against_baseline`, with ratios to the reference
         environment: in which it was measured
-        before: of the same key; its runs are kept
+        before: of the same key; its runs are kept, but for cases of five runs or more that
+            changed by more than their margin
         another_key: start anew where the key of `before` is another one
 
     Raises:
@@ -176,7 +188,7 @@ def accept(
     if before is not None and before.key != key:
         if not another_key:
             raise ValueError(
-                f"expected a baseline of the same key, got: "
+                "expected a baseline of the same key, got one of "
                 f"{', '.join(_differences(before.key, key))}"
             )
         before = None
@@ -227,10 +239,16 @@ def save(baseline: Baseline, path: Path) -> Path:
 def _stored(result: CaseResult, before: Stored | None) -> Stored:
     reference, copy = result.ratios[REFERENCE], result.ratios.get(COPY)
     run = (reference.estimate, copy.estimate if copy else None)
-    runs = (*(before.log_ratios if before else ()), run)
-    arm = max(reference.half_width, before.arm if before else 0.0)
     config = result.labels.get("config_hash", "")
-    return Stored(runs[-RUNS_KEPT:], arm, result.times[HEAD], config)
+    now = Stored((run,), reference.half_width, result.times[HEAD], config)
+    if before is None:
+        return now
+    known = len(before.log_ratios) >= RUNS_FOR_MARGIN
+    margin = max(result.tau, before.margin)
+    if known and decide(reference.less(before.reference), margin) in CHANGED:
+        return now
+    runs = (*before.log_ratios, run)[-RUNS_KEPT:]
+    return replace(now, log_ratios=runs, arm=max(now.arm, before.arm))
 
 
 def _to_json(stored: Stored) -> dict[str, Any]:
@@ -267,10 +285,12 @@ def _related(stored: Mapping[str, str | None], key: Mapping[str, str | None]) ->
 
 def _differences(stored: Mapping[str, str | None], key: Mapping[str, str | None]) -> list[str]:
     return [
-        f"{name} {stored[name]} there, {key[name]} here"
-        for name in KEY
-        if stored[name] != key[name]
+        f"{name} {stored[name]} instead of {key[name]}" for name in KEY if stored[name] != key[name]
     ]
+
+
+def _words(key: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in key.items() if value is not None)
 
 
 def _slug(name: str) -> str:

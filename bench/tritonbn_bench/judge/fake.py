@@ -126,7 +126,7 @@ class FakeMachine:
         chances = self._random.random(3)
         shock, noise = self._random.standard_normal(2)
         fresh = math.sqrt(1 - weather.memory**2)
-        self._drift = weather.memory * self._drift + fresh * weather.drift * shock
+        self._drift = weather.memory * self._drift + fresh * weather.drift * float(shock)
         self._slow_state ^= bool(chances[0] < weather.switch)
         self._throttled = max(self._throttled - 1, 0)
         if not self._throttled and chances[1] < weather.throttle:
@@ -134,7 +134,8 @@ class FakeMachine:
         mhz, _ = self.clock()
         disturbed = chances[2] < weather.outliers
         outlier = self._random.exponential(weather.outlier) if disturbed else 0.0
-        return self._drift + weather.noise * noise + outlier + math.log(NOMINAL_MHZ / mhz)
+        own = float(weather.noise * noise + outlier)
+        return self._drift + own + math.log(NOMINAL_MHZ / mhz)
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .decision import decide, enough, time_is_up, usable
 from .intervals import Interval, log_ratio, mean_of
@@ -52,15 +52,19 @@ class Reading(Answer):
 
 
 class Question(Protocol):
-    """What a gate wants to know.
+    """What a gate wants to know."""
 
-    Attributes:
-        against: side in the denominator
-        witnessed: whether a second ratio must agree
-    """
+    @property
+    def against(self) -> str:
+        """The side in the denominator."""
 
-    against: str
-    witnessed: bool
+    @property
+    def witnessed(self) -> bool:
+        """Whether a second ratio must agree."""
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the first pass may stop before its last round."""
 
     def tau(self, case: str) -> float:
         """Margin of a case, a share."""
@@ -87,9 +91,9 @@ def judged(interval: Interval, witness: Interval | None, tau: float, witnessed: 
     sign = 1 if verdict is Verdict.REGRESSION else -1
     if witness is not None and sign * witness.estimate > math.log1p(tau) / 2:
         return Answer(verdict, interval, tau, witness)
-    seen = "was not measured" if witness is None else f"{math.expm1(witness.estimate):+.1%}"
+    seen = "was not measured" if witness is None else witness.percent()
     reason = (
-        f"head to reference {math.expm1(interval.estimate):+.1%}, but head to copy {seen}: "
+        f"head to reference {interval.percent()}, but head to copy {seen}: "
         "the reference may have moved"
     )
     softened = Verdict.INCONCLUSIVE if verdict is Verdict.REGRESSION else Verdict.PASS
@@ -104,6 +108,7 @@ class TwoVersions:
     margins: Mapping[str, float]
     against: str = BASE
     witnessed: bool = False
+    hurried: bool = True
 
     def tau(self, case: str) -> float:
         """As `Question`."""
@@ -126,6 +131,11 @@ class StoredRatios:
     baseline: Baseline | None
     against: str = REFERENCE
     witnessed: bool = True
+
+    @property
+    def hurried(self) -> bool:
+        """What is to be stored is measured in full."""
+        return self.baseline is not None
 
     def tau(self, case: str) -> float:
         """As `Question`."""
@@ -184,50 +194,37 @@ class Passes:
 
     def _read(self, case: str, confirm: bool) -> Reading:
         rule, tau = self.rule.for_case(case), self.question.tau(case)
-        if confirm:
-            rule = rule.to_confirm()
+        rule = rule.to_confirm() if confirm else rule
+        if confirm or not self.question.hurried:
             stop = time_is_up(rule.seconds)
         else:
             stop = enough(rule, tau, HEAD, self.question.against)
-        return self._judge(self._measurer(case, rule.rounds, stop), rule, tau)
+        reading = self._judge(self._measurer(case, rule.rounds, stop), rule, tau)
+        if confirm and reading.verdict is Verdict.SKIPPED:
+            # what an earlier pass left open stays so
+            return replace(reading, verdict=Verdict.INCONCLUSIVE)
+        return reading
 
     def _judge(self, measured: Measured, rule: Rule, tau: float) -> Reading:
-        case, labels = measured.case, measured.labels
-        for verdict, reason in (
-            (Verdict.ACCURACY, measured.fault),
-            (Verdict.SKIPPED, measured.skipped),
-        ):
-            if reason:
-                return Reading(verdict, tau=tau, reason=reason, case=case, labels=labels)
+        facts: dict[str, Any] = {"case": measured.case, "labels": measured.labels}
+        if measured.fault:
+            return Reading(Verdict.ACCURACY, tau=tau, reason=measured.fault, **facts)
+        if measured.skipped:
+            return Reading(Verdict.SKIPPED, tau=tau, reason=measured.skipped, **facts)
         kept, dropped = usable(measured.rounds, rule)
+        facts |= {"kept": len(kept), "dropped": dropped, "times": _times(kept)}
         reason = ""
         if dropped > rule.most_dropped:
             reason = f"{dropped:.0%} of the rounds were dropped for their clock"
         elif len(kept) < rule.fewest:
             reason = f"only {len(kept)} usable rounds, {rule.fewest} are needed"
         if reason:
-            return Reading(
-                Verdict.INCONCLUSIVE,
-                tau=tau,
-                reason=reason,
-                case=case,
-                kept=len(kept),
-                dropped=dropped,
-                times=_times(kept),
-                labels=labels,
-            )
-        others = [side for side in kept[0].times if side != HEAD]
+            return Reading(Verdict.INCONCLUSIVE, tau=tau, reason=reason, **facts)
+        others = dict.fromkeys([self.question.against, *kept[0].times])
+        others.pop(HEAD, None)
         ratios = {side: log_ratio(kept, HEAD, side, rule) for side in others}
-        answer = self.question.answer(case, ratios)
-        return Reading(
-            **vars(answer),
-            case=case,
-            kept=len(kept),
-            dropped=dropped,
-            times=_times(kept),
-            labels=labels,
-            ratios=ratios,
-        )
+        answer = self.question.answer(measured.case, ratios)
+        return Reading(**vars(answer), ratios=ratios, **facts)
 
 
 def total_of(readings: Sequence[Reading], passes: Passes) -> Answer:
@@ -239,7 +236,7 @@ def total_of(readings: Sequence[Reading], passes: Passes) -> Answer:
     usable_ones = [item for item in readings if item.interval is not None]
     intervals = [item.interval for item in usable_ones if item.interval is not None]
     if not intervals:
-        return Answer(Verdict.INCONCLUSIVE)
+        return Answer(Verdict.INCONCLUSIVE, reason="no case could be used")
     margins = math.hypot(*(item.tau for item in usable_ones)) / len(usable_ones)
     tau = max(passes.rule.total_margin, margins)
     witnesses = [item.witness for item in usable_ones if item.witness is not None]

@@ -54,7 +54,8 @@ class CaseTrials:
     @property
     def gateable(self) -> bool:
         """Whether the smallest detectable change is within the margin."""
-        return self.detectable <= self.tau
+        # not known of a single run
+        return not self.detectable > self.tau
 
     @property
     def margin(self) -> float:
@@ -85,9 +86,11 @@ class SelfCheck:
 
     @property
     def found(self) -> float | None:
-        """Share of planted slowdowns that were found; None where none was planted."""
-        planted = sum(item.planted for item in self.cases)
-        return sum(item.found for item in self.cases) / planted if planted else None
+        """Share of planted slowdowns that were found in cases quiet enough to be gated; None where
+        none was planted in such a case."""
+        quiet = [item for item in self.cases if item.gateable]
+        planted = sum(item.planted for item in quiet)
+        return sum(item.found for item in quiet) / planted if planted else None
 
     @property
     def margins(self) -> dict[str, float]:
@@ -97,14 +100,14 @@ class SelfCheck:
     @property
     def exit_code(self) -> int:
         """4 for a red correctness check, 1 for a false alarm or a planted slowdown missed in more
-        than 5 % of its runs, 3 where nothing was measured."""
+        than 5 % of its runs, 3 where nothing was measured or no case is quiet enough to gate."""
         if self.wrong:
             return common.ACCURACY
         if self.false_alarms:
             return common.REGRESSION
-        if not any(item.runs for item in self.cases):
+        if not any(item.runs and item.gateable for item in self.cases):
             return common.INCONCLUSIVE
-        if self.planted is not None and (self.found or 0.0) < FEWEST_FOUND:
+        if self.found is not None and self.found < FEWEST_FOUND:
             return common.REGRESSION
         return common.PASSED
 
@@ -140,12 +143,12 @@ def self_check(
         slow: times a head that is slower by `planted`; where None, its times are stretched
 
     Raises:
-        ValueError: no run is wanted, or the slowdown is none
+        ValueError: no run is wanted, or the slowdown lies within the rule's margin
     """
     if runs < 1:
         raise ValueError(f"expected at least one run, got {runs}")
-    if planted is not None and planted <= 0:
-        raise ValueError(f"expected a slowdown above 0, got {planted}")
+    if planted is not None and planted <= rule.margin:
+        raise ValueError(f"expected a slowdown above the margin {rule.margin}, got {planted}")
     equal, planted_results = [], []
     for index in range(runs):
         equal.append(compare(cases, measurer, rule, margins))
@@ -203,7 +206,7 @@ def _trials(equal: Sequence[CaseResult], planted: Sequence[CaseResult]) -> CaseT
         open=_count(measured, Verdict.INCONCLUSIVE),
         sd=statistics.stdev(estimates) if len(estimates) > 1 else math.nan,
         tau=equal[0].tau,
-        planted=len(planted) - _count(planted, Verdict.SKIPPED),
+        planted=len(planted) - _count(planted, Verdict.SKIPPED) - _count(planted, Verdict.ACCURACY),
         found=_count(planted, Verdict.REGRESSION),
         reason=unmeasured[0] if unmeasured else "",
     )
