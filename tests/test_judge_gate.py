@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.judging import CASE, ENVIRONMENT, SECOND, Line, Scripted, rounds_of
+from tests.judging import CASE, ENVIRONMENT, SECOND, Scripted, rounds_of
 from tritonbn_bench.judge.baseline import Baseline, Stored, accept, key_of
 from tritonbn_bench.judge.gate import (
     CaseResult,

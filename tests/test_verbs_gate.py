@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "TRITON_INTERPRET": "1",
     "OMP_NUM_THREADS": "1",
 }
-QUICK = ("forward_train/fp32/nchw/N8C32S196", "backward_train/fp32/nchw/N8C32S196")
+QUICK = ("forward_train/fp32/nchw/N8C32S64", "backward_train/fp32/nchw/N8C32S64")
 NOISY = Weather(noise=0.2)
 # three rounds tell hardly anything: wide margins make the verdict that is wanted certain
 FEW = ("--rounds", "3", "--device", "cpu")
@@ -99,9 +99,9 @@ def modelled(
 def faked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Puts a modelled machine in the place of processes; what it saw."""
 
-    def fake(*arguments: Any, **named: Any) -> SimpleNamespace:
+    def fake(effects: Mapping[str, float] | None = None, **named: Any) -> SimpleNamespace:
         seen = SimpleNamespace(restarts=0)
-        session = modelled(*arguments, **named, seen=seen)
+        session = modelled(effects, seen=seen, **named)
         for verb in (gate, baseline, selfcheck):
             monkeypatch.setattr(verb, "session", session)
         return seen
@@ -161,7 +161,7 @@ def test_margins_of_a_self_check_widen_those_of_a_gate(
     faked({HEAD: 1.05})
     assert _gate(tmp_path, repository) == 1
     key = dict.fromkeys(("gpu", "sm", "driver", "torch", "cudnn", "triton"))
-    cases = (*QUICK, "forward_eval/fp32/nchw/N8C32S196/layer")
+    cases = (*QUICK, "forward_eval/fp32/nchw/N8C32S64/layer")
     margins = {"schema": "tritonbn.margins/1", "key": key, "margins": dict.fromkeys(cases, 0.2)}
     (tmp_path / "margins.json").write_text(json.dumps(margins))
     arguments = ("--margins", str(tmp_path / "margins.json"))
@@ -188,12 +188,12 @@ def test_a_baseline_is_accepted_shown_and_gated_by(
     assert cli.main(["baseline", "--show", str(path)]) == 0
     assert capsys.readouterr().out.count("3 runs") == 3
     assert cli.main(against) == 0
-    faked({HEAD: 1.2}, CALM)
+    faked({HEAD: 1.2}, weather=CALM)
     assert cli.main(against) == 1
     assert cli.main([*against[:-1], str(path)]) == 1
     capsys.readouterr()
     # of other versions it warns only
-    faked({HEAD: 1.2}, CALM, torch="2.12.0")
+    faked({HEAD: 1.2}, weather=CALM, torch="2.12.0")
     assert cli.main([*against[:-1], str(path)]) == 0
     assert "torch 2.11.0 there, 2.12.0 here" in capsys.readouterr().out
     assert cli.main([*accept[:-3], str(path)]) == 2

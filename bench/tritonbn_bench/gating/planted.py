@@ -45,7 +45,7 @@ class Plant:
             ms: time of a call, which a GPU's sleep is made from
             inside: slow the functions of the package rather than the call
         """
-        self._undo.close()
+        self.clear()
         if not share:
             return work
         waste = self._sleep(share * ms) if self._device == "cuda" else _idle(share)
@@ -55,6 +55,10 @@ class Plant:
             slow = slowed(getattr(owner, name), waste)
             self._undo.enter_context(mock.patch.object(owner, name, slow))
         return work
+
+    def clear(self) -> None:
+        """Give the package its own functions back."""
+        self._undo.close()
 
     def _sleep(self, ms: float) -> Callable[[float], None]:
         import torch

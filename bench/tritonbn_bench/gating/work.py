@@ -4,7 +4,7 @@ beside it the rival and a copy."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,6 +87,7 @@ def _layer(case: Case, inputs: Inputs, running_mean: Tensor, running_var: Tensor
         inputs.x.device, inputs.gamma.dtype
     )
     # gradients are asked of the inputs' own leaves
-    layer.weight, layer.bias = inputs.gamma, inputs.beta
+    layer.register_parameter("weight", cast(nn.Parameter, inputs.gamma))
+    layer.register_parameter("bias", cast(nn.Parameter, inputs.beta))
     layer.running_mean, layer.running_var = running_mean, running_var
     return layer.train(case.mode.endswith("train"))

@@ -53,7 +53,14 @@ class Worker:
         self._plant = Plant(device)
         self._luck = random.Random()
         self._stopwatches: dict[str | None, Stopwatch] = {}
-        self.drop()
+        self._ballast = bytearray()
+        self._held: tuple[Case, str, bool] | None = None
+        self._works: dict[str, Work] = {}
+        self._unplanted: Work | None = None
+        self._stopwatch: Stopwatch | None = None
+        # of what is planted: its share, the time of a call without it, and where it goes
+        self._share, self._inside = 0.0, True
+        self._ms: float | None = None
 
     def hello(self) -> dict[str, Any]:
         """Who this is: process, packages and their hash, versions."""
@@ -130,16 +137,9 @@ class Worker:
 
     def drop(self) -> dict[str, Any]:
         """Let go of what was prepared, and of what was planted."""
-        from ..timer import Work
-
-        self._plant.set(Work(lambda _: None), 0.0, 0.0, inside=True)
-        self._held: tuple[Case, str, bool] | None = None
-        self._works: dict[str, Work] = {}
-        self._unplanted: Work | None = None
-        self._share = 0.0
-        self._stopwatch: Stopwatch | None = None
-        self._ms: float | None = None
-        self._inside = True
+        self._plant.clear()
+        self._held, self._works, self._unplanted = None, {}, None
+        self._share, self._ms = 0.0, None
         if self._device == "cuda":
             import torch
 

@@ -128,13 +128,13 @@ def _gate(options: argparse.Namespace, request: Request, base: Sources | None) -
         if differs:
             remarks.append(f"The margins are another machine's: {differs}.")
         at_work.measurer.planted = options.plant
-        measured: tuple[Any, ...] = (list(request.trials), at_work.measurer)
+        cases, measurer = list(request.trials), at_work.measurer
         if base is not None:
-            result = compare(*measured, request.rule, margins.by_case, tell)
+            result = compare(cases, measurer, request.rule, margins.by_case, tell)
         else:
             stored, how = _stored(options.baseline, at_work.environment)
             remarks.append(f"Baseline: {how}.")
-            result = against_baseline(*measured, stored, request.rule, tell)
+            result = against_baseline(cases, measurer, stored, request.rule, tell)
     code = INTERRUPTED if at_work.stop.interrupted else result.exit_code(options.strict)
     if options.plant:
         remarks.append(f"A slowdown of {options.plant:.0%} was planted in the head.")
