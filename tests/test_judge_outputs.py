@@ -126,7 +126,7 @@ def test_warnings_are_not_folded_away() -> None:
 
 def test_nothing_in_a_reason_breaks_the_page() -> None:
     line = next(it for it in markdown(everything(), ENVIRONMENT).splitlines() if FOURTH in it)
-    assert '| expected &lt;y &amp; "z"&gt;, got \\| \\*nothing\\* ' in line
+    assert '| expected &lt;y &amp; "z"&gt;, got \\| \\*nothing\\* [31mat line 3 |' in line
     long = markdown(of(Verdict.REGRESSION, reason="why " * 1000), ENVIRONMENT)
     assert len(long) < 3000
 

@@ -104,8 +104,8 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     suites = ET.Element("testsuites")
     suites.append(suite)
     ET.indent(suites)
-    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return text.decode() + "\n"
+    page: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return page.decode() + "\n"
 
 
 def trend(result: GateResult, environment: Environment) -> str:
@@ -156,7 +156,7 @@ def _name(item: CaseResult | Total) -> str:
 
 def _remark(item: CaseResult | Total) -> str:
     """The reason, short and with nothing that a page would take for a tag."""
-    reason = " ".join(item.reason.split())
+    reason = " ".join(_plain(item.reason).split())
     short = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
     return html.escape(short, quote=False)
 
@@ -167,7 +167,7 @@ def _gravest_first(item: CaseResult) -> tuple[int, float]:
 
 
 def _plain(text: str) -> str:
-    """Without the control characters that XML has no way to write."""
+    """Without control characters, which XML has no way to write and pages no use for."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
