@@ -6,23 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
 import pytest
 
-from tests.gating_repository import ROOT, SMALL, WRONG, make_repository
+from tests.gating_repository import ROOT, WRONG, make_repository
 from tritonbn_bench.cases import Case
 from tritonbn_bench.gating import sides as sides_module
 from tritonbn_bench.gating.measurer import Stop, TwoProcesses
 from tritonbn_bench.gating.revisions import Sources, in_checkout
 from tritonbn_bench.gating.sides import Proof, Side, SideError, Sides
 from tritonbn_bench.gating.suites import Trial
-from tritonbn_bench.judge.rounds import BASE, COPY, HEAD, REFERENCE
+from tritonbn_bench.judge.rounds import BASE, COPY, HEAD, REFERENCE, Round
 
-CASE = Case(**{**SMALL, "plane": (8, 8)}, suite="gate", origin="a test")
+CASE = Case("forward_train", "fp32", "nchw", 4, 16, (8, 8), "gate", "a test")
 TRIALS = {
     trial.id: trial
     for trial in (
@@ -212,8 +212,7 @@ def test_a_side_that_hangs_is_ended_and_named(sides: Sides) -> None:
     assert not side.alive
 
 
-def _ratio(rounds: object) -> float:
-    assert isinstance(rounds, tuple)
+def _ratio(rounds: Sequence[Round]) -> float:
     return median(one.times[HEAD] / one.times[BASE] for one in rounds)
 
 

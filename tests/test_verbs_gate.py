@@ -120,7 +120,7 @@ def _gate(folder: Path, repository: Path, *arguments: str) -> int:
         pytest.param((), {}, 0, "No regression.", id="pass"),
         pytest.param((), {"effects": {HEAD: 1.2}}, 1, "Slower", id="regression"),
         pytest.param((), {"effects": {HEAD: 0.8}}, 0, "3 IMPROVED", id="improved"),
-        pytest.param((), {"weather": NOISY}, 0, "not every case allows", id="inconclusive"),
+        pytest.param((), {"weather": NOISY}, 0, "not everything allows", id="inconclusive"),
         pytest.param(("--strict",), {"weather": NOISY}, 3, "INCONCLUSIVE", id="strict"),
         pytest.param((), {"faults": {QUICK[0]: "y: wrong"}}, 4, "Wrong results", id="accuracy"),
         pytest.param(
@@ -215,7 +215,8 @@ def test_nothing_is_accepted_of_wrong_results(
         pytest.param((), {"weather": CALM}, 0, id="trusted"),
         pytest.param((), {"effects": {HEAD: 1.2}}, 1, id="false-alarms"),
         pytest.param((), {"weather": Weather(noise=0.1)}, 1, id="planted-missed"),
-        pytest.param(("--planted", "0"), {"weather": NOISY}, 0, id="nothing-planted"),
+        pytest.param(("--planted", "0"), {"weather": CALM}, 0, id="nothing-planted"),
+        pytest.param(("--planted", "0"), {"weather": NOISY}, 3, id="too-noisy"),
         pytest.param(("--minutes", "0"), {"faults": {name: "y" for name in QUICK}}, 4, id="wrong"),
     ],
 )

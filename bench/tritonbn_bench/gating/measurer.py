@@ -198,7 +198,7 @@ class TwoProcesses:
     @staticmethod
     def _calls(ready: Mapping[str, Mapping[str, Any]], what: str) -> int:
         """Calls a block: as many for both sides."""
-        return max(answer["calls"].get(what, 1) for answer in ready.values())
+        return max(int(answer["calls"].get(what, 1)) for answer in ready.values())
 
     @staticmethod
     def _labels(ready: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -40,8 +40,8 @@ class Trial:
 def trials(name: str, device: str) -> Mapping[str, Trial]:
     """The trials of a suite or a file, by id.
 
-    "quick" is a handful, on a CPU of less than 0.1 ms a call; "resnet50" is every BatchNorm shape of
-    ResNet-50 forward and backward, in bf16 at a batch of 64 on a GPU, in fp32 at a batch of 1 on a
+    "quick" is a handful, on a CPU of less than 0.1 ms a call; "resnet50" is every BatchNorm shape
+    of ResNet-50 forward and backward, in bf16 at a batch of 64 on a GPU, in fp32 at a batch of 1 on a
     CPU. A file is a JSON list of objects with the fields of `cases.Case` (mode, dtype, layout,
     batch, channels, plane; fusion if any) and, if it is not the function, via.
 
@@ -63,8 +63,8 @@ def trials(name: str, device: str) -> Mapping[str, Trial]:
 
 
 def _quick_cpu() -> list[Trial]:
-    """Less than 0.1 ms a call: on a CPU tritonbn runs torch's kernels, and what a change can slow is
-    the way to them."""
+    """Less than 0.1 ms a call: on a CPU tritonbn runs torch's kernels, and what a change can slow
+    is the way to them. Larger buffers gain nothing but noise of the caches."""
     forward = Case("forward_train", "fp32", "nchw", 8, 32, (8, 8), "gate", "small on a CPU")
     return [
         Trial(forward),

@@ -35,11 +35,11 @@ def write_gate(
         result: of the gate
         environment: in which it was measured
         facts: what else gate.json holds: sides, proof, rule, exit code
-        remarks: Markdown above the tables
+        remarks: Markdown for the page
         strict: as the exit code was made
     """
     folder.mkdir(parents=True, exist_ok=True)
-    page = f"## tritonbn-bench gate\n\n{remarks}\n\n{markdown(result, environment)}"
+    page = f"## tritonbn-bench gate\n\n{markdown(result, environment, remarks)}"
     content = {
         "schema": SCHEMA,
         "environment": environment,
