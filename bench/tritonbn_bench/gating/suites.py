@@ -41,8 +41,8 @@ def trials(name: str, device: str) -> Mapping[str, Trial]:
     """The trials of a suite or a file, by id.
 
     "quick" is a handful, on a CPU of less than 0.1 ms a call; "resnet50" is every BatchNorm shape
-    of ResNet-50 forward and backward, in bf16 at a batch of 64 on a GPU, in fp32 at a batch of 1 on a
-    CPU. A file is a JSON list of objects with the fields of `cases.Case` (mode, dtype, layout,
+    of ResNet-50 forward and backward, in bf16 at a batch of 64 on a GPU, in fp32 at a batch of 1 on
+    a CPU. A file is a JSON list of objects with the fields of `cases.Case` (mode, dtype, layout,
     batch, channels, plane; fusion if any) and, if it is not the function, via.
 
     Args:

@@ -6,17 +6,14 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..gating.session import ON_A_CPU, Request, declare, request_of, session
 from .common import INTERRUPTED, PASSED, UsageError, add_verb
 
 if TYPE_CHECKING:
-    from ..environment import Environment
     from ..gating.revisions import Sources
     from ..gating.sides import Proof
-    from ..judge.baseline import Baseline
     from ..judge.gate import CaseResult
 
 __all__ = ["add", "run"]
@@ -114,6 +111,7 @@ def _nothing(base: Sources) -> int:
 def _gate(options: argparse.Namespace, request: Request, base: Sources | None) -> int:
     from ..gating.margins import Margins, load_margins
     from ..gating.written import case_line, plain_sentence, write_gate
+    from ..judge.baseline import find
     from ..judge.gate import against_baseline, compare
 
     margins = load_margins(options.margins) if options.margins else Margins()
@@ -132,7 +130,7 @@ def _gate(options: argparse.Namespace, request: Request, base: Sources | None) -
         if base is not None:
             result = compare(cases, measurer, request.rule, margins.by_case, tell)
         else:
-            stored, how = _stored(options.baseline, at_work.environment)
+            stored, how = find(options.baseline, at_work.environment)
             remarks.append(f"Baseline: {how}.")
             result = against_baseline(cases, measurer, stored, request.rule, tell)
     code = INTERRUPTED if at_work.stop.interrupted else result.exit_code(options.strict)
@@ -172,18 +170,3 @@ def _remarks(request: Request, base: Sources | None, proof: Proof | None) -> lis
     elif base is not None:
         remarks.append("That the sides are two was not seen: no case could be timed on both.")
     return remarks
-
-
-def _stored(path: Path, environment: Environment) -> tuple[Baseline | None, str]:
-    """The baseline of a folder or file for this machine, and how it was found."""
-    from ..judge.baseline import find, key_of, load, path_of, save
-
-    if path.is_dir():
-        return find(path, environment)
-    # a file by itself is looked up like the one file of a folder
-    found = load(path)
-    with TemporaryDirectory() as folder:
-        save(found, path_of(Path(folder), found.key))
-        baseline, how = find(Path(folder), environment)
-    same = found.key == key_of(environment)
-    return baseline, f"exact: {path}" if same else how

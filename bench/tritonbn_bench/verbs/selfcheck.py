@@ -156,7 +156,7 @@ def _lines(found: SelfCheck) -> list[str]:
         )
     lines.append(f"false alarms: {found.false_alarms}, {found.total_alarms} of them of totals")
     if found.planted is not None:
-        share = "no run was planted" if found.found is None else f"{found.found:.1%} found"
+        share = "not judged" if found.found is None else f"{found.found:.1%} found"
         lines.append(f"planted slowdown of {found.planted:.0%}: {share}")
     return lines
 
