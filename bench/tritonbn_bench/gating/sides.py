@@ -266,13 +266,19 @@ class Sides:
             )
         return proof
 
-    def plant(self, share: float, calls: int) -> None:
-        """Slow the head by a share of a call's time from now on; 0 takes it back."""
-        self._sides[HEAD].ask("plant", share=share, calls=calls)
+    def plant(self, share: float, calls: int, *, inside: bool = False) -> None:
+        """Slow the head by a share of a call's time from now on; 0 takes it back.
+
+        Args:
+            share: of a call's time
+            calls: of a block
+            inside: in the functions of the head's package, where the case calls them
+        """
+        self._sides[HEAD].ask("plant", share=share, calls=calls, inside=inside)
 
     def _block(self, name: str, share: float, calls: int) -> Block:
         def block() -> float:
-            self.plant(share, calls)
+            self.plant(share, calls, inside=True)
             ms: float = self._sides[name].ask("block", name="ours", calls=calls)["ms"]
             return ms
 

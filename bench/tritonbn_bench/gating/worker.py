@@ -59,7 +59,7 @@ class Worker:
         self._unplanted: Work | None = None
         self._stopwatch: Stopwatch | None = None
         # of what is planted: its share, the time of a call without it, and where it goes
-        self._share, self._inside = 0.0, True
+        self._share, self._inside, self._forward = 0.0, False, True
         self._ms: float | None = None
 
     def hello(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Worker:
         if fault:
             self.drop()
             return {"fault": fault}
-        self._inside = wanted.mode.startswith("forward")
+        self._forward = wanted.mode.startswith("forward")
         self._stopwatch = stopwatch = self._stopwatch_of(cache)
         return {
             "fault": "",
@@ -118,7 +118,7 @@ class Worker:
             for _ in range(2):
                 work.call(work.setup())
         if self._share:
-            self.plant(self._share, 1)
+            self.plant(self._share, 1, self._inside)
         return {}
 
     def block(self, name: str, calls: int) -> dict[str, Any]:
@@ -126,13 +126,22 @@ class Worker:
         assert self._stopwatch is not None
         return {"ms": self._stopwatch.block(self._works[name], calls)}
 
-    def plant(self, share: float, calls: int) -> dict[str, Any]:
-        """Make tritonbn slower by a share of a call's time; 0 takes it back."""
+    def plant(self, share: float, calls: int, inside: bool) -> dict[str, Any]:
+        """Make tritonbn slower by a share of a call's time; 0 takes it back.
+
+        Args:
+            share: of a call's time
+            calls: of a block, where the time of a call has to be found first
+            inside: slow the functions of the package where they are at the head of the call, rather
+                than the call, which has a little more to it
+        """
         assert self._stopwatch is not None and self._unplanted is not None
-        work, self._share = self._unplanted, share
+        work, self._share, self._inside = self._unplanted, share, inside
         if share and self._ms is None:
             self._ms = median(self._stopwatch.block(work, calls) for _ in range(3))
-        self._works["ours"] = self._plant.set(work, share, self._ms or 0.0, inside=self._inside)
+        self._works["ours"] = self._plant.set(
+            work, share, self._ms or 0.0, inside=inside and self._forward
+        )
         return {}
 
     def drop(self) -> dict[str, Any]:
