@@ -24,7 +24,7 @@ PROBE_CYCLES = 2_000_000
 class Plant:
     """Makes this process's tritonbn slower, and takes it back.
 
-    A forward pass can be slowed inside the package: `tritonbn.batch_norm` and the call of the layers
+    A forward pass can be slowed inside the package: `tritonbn.batch_norm` and calls of the layers
     are replaced. A backward pass has no function of the package at its head, so its call is. On a
     CPU a call is followed by idle turns for the share of its own time, on a GPU by a kernel that
     sleeps for the share of `ms`.
