@@ -124,6 +124,12 @@ def test_a_case_too_noisy_for_its_margin_is_named_and_gets_a_wider_one() -> None
     assert (found.exit_code == 1) == (found.false_alarms > 0)
 
 
+def test_the_spread_is_that_of_first_passes() -> None:
+    """Passes that confirm are chosen by what the first found, and longer: they spread less."""
+    found = self_check([CASE], Scripted({CASE: [0.05, 0.0]}), 2)
+    assert found.cases[0].sd == pytest.approx(math.log(1.05) / math.sqrt(2))
+
+
 def test_a_planted_slowdown_that_is_missed_fails() -> None:
     # the one that plants does nothing
     idle = FakeMachine(1).measurer()
@@ -213,5 +219,7 @@ def test_rough_weather_has_all_that_it_claims() -> None:
     clocks = {round(item.clock_mhz or 0.0) for item in rounds}
     assert {1980, 1902, 1400} <= clocks
     assert {reason for item in rounds for reason in item.throttled} == {"hw_thermal_slowdown"}
+    # stretches end
+    assert 0 < sum(bool(item.throttled) for item in rounds) < len(rounds) / 2
     ratios = [math.log(item.times[HEAD] / item.times[BASE]) for item in rounds]
     assert max(map(abs, ratios)) > 0.1
