@@ -82,8 +82,12 @@ def test_one_side_after_the_other_would_raise_false_alarms() -> None:
 
 def test_without_dropping_short_throttles_would_hide_a_slowdown() -> None:
     hot = replace(CALM, throttle=0.02, stretch=2.0)
-    found = counted(outcomes(hot, 0.05, 100))
-    unseen = counted(outcomes(hot, 0.05, 100, measurer=lambda it: unclocked(it, {HEAD: 1.05})))
+    # a trimmed mean leaves such rounds out by itself
+    plain = replace(RULE, trimmed=0.0)
+    found = counted(outcomes(hot, 0.05, 100, plain))
+    unseen = counted(
+        outcomes(hot, 0.05, 100, plain, measurer=lambda it: unclocked(it, {HEAD: 1.05}))
+    )
     assert found["REGRESSION"] >= 90
     assert unseen["REGRESSION"] <= 75
 

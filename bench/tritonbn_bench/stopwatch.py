@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from .pace import Pace
 from .timer import Work
 
 __all__ = [
@@ -49,12 +50,13 @@ class Stopwatch(Protocol):
         """Host time of a call in ms where calls follow one another, until the device is done."""
 
 
-def stopwatch_of(device: str, cache: str | None = None) -> Stopwatch:
+def stopwatch_of(device: str, cache: str | None = None, *, shared: bool = False) -> Stopwatch:
     """The stopwatch of a device.
 
     Args:
         device: "cuda" or "cpu"
         cache: one of CACHES; None for cold caches on a GPU and hot ones on a CPU
+        shared: of a CPU, as `CpuStopwatch` takes it
 
     Raises:
         ValueError: there is no such state of the caches, or not on this device
@@ -65,20 +67,24 @@ def stopwatch_of(device: str, cache: str | None = None) -> Stopwatch:
         return CudaStopwatch(cache or "cold")
     if cache == "cold":
         raise ValueError("expected a cache of hot, produced on the CPU, got cold")
-    return CpuStopwatch(cache or "hot")
+    return CpuStopwatch(cache or "hot", shared=shared)
 
 
 class CpuStopwatch:
-    """Wall time of calls on the CPU, caches as the call before left them.
+    """Time of calls on the CPU, caches as the call before left them.
 
     Args:
         cache: "hot", or "produced"
+        shared: time of the processor rather than of the wall, and blocks repeated that fell into a
+            slow stretch of the core: for one thread on a machine that others use too
     """
 
     _FEWEST, _MOST = 5, 1000
 
-    def __init__(self, cache: str = "hot") -> None:
+    def __init__(self, cache: str = "hot", *, shared: bool = False) -> None:
         self.cache = cache
+        self._clock = time.process_time if shared else time.perf_counter
+        self.pace = Pace(self._clock) if shared else None
 
     def calls_for(self, work: Work) -> int:
         """As `Stopwatch`."""
@@ -88,19 +94,25 @@ class CpuStopwatch:
 
     def block(self, work: Work, calls: int) -> float:
         """As `Stopwatch`."""
+        if self.pace is None:
+            return statistics.median(self._timed(work, calls))
+        return self.pace.steadily(lambda some: self._timed(work, some), calls)
+
+    def wall(self, work: Work) -> float:
+        """As `Stopwatch`."""
+        return _issued(work, lambda: None)[1]
+
+    def _timed(self, work: Work, calls: int) -> list[float]:
+        """Ms of each of so many calls."""
         found: list[float] = []
         for _ in range(calls):
             state: Any = work.setup()
             if self.cache == "produced":
                 work.produce()
-            started = time.perf_counter()
+            started = self._clock()
             work.call(state)
-            found.append(time.perf_counter() - started)
-        return 1e3 * statistics.median(found)
-
-    def wall(self, work: Work) -> float:
-        """As `Stopwatch`."""
-        return _issued(work, lambda: None)[1]
+            found.append(1e3 * (self._clock() - started))
+        return found
 
 
 class CudaStopwatch:

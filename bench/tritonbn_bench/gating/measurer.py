@@ -28,13 +28,8 @@ from .suites import Trial
 
 __all__ = ["Stop", "TwoProcesses", "stoppable"]
 
-# how the worker calls what is timed in a side: (side that times it, name there)
-PLACES = {
-    BASE: (BASE, "ours"),
-    HEAD: (HEAD, "ours"),
-    REFERENCE: (HEAD, "torch"),
-    COPY: (HEAD, "copy"),
-}
+# how the workers call what is timed
+NAMES = {BASE: "ours", HEAD: "ours", REFERENCE: "torch", COPY: "copy"}
 
 
 class Stop:
@@ -107,6 +102,7 @@ class TwoProcesses:
         self._cache = cache
         self._clock = clock
         self._seed = 0
+        self._round = 0
         self.planted = 0.0
 
     def __call__(
@@ -133,7 +129,8 @@ class TwoProcesses:
                 return Measured(case, skipped=reason)
             if taken:
                 self._renew(ready)
-            taken.append(take_round(blocks, len(taken), self._clock))
+            self._round = len(taken)
+            taken.append(take_round(blocks, self._round, self._clock))
         for name in ready:
             self._sides[name].ask("drop")
         return Measured(case, tuple(taken), labels=self._labels(ready))
@@ -168,7 +165,6 @@ class TwoProcesses:
                     # the same data for both, other data each time
                     seed=self._seed,
                     cache=self._cache,
-                    rivals=name == HEAD,
                 )
             except SideError as error:
                 if not self._sides[name].alive:
@@ -184,16 +180,26 @@ class TwoProcesses:
     def _renew(self, ready: Mapping[str, Any]) -> None:
         """Fresh buffers in each round: a lucky place in memory would pass for a faster side."""
         self._seed += 1
-        for name in ready:
+        # in turns too: the last to be renewed is the warmest
+        for name in list(ready)[:: 1 if self._seed % 2 else -1]:
             self._sides[name].ask("renew", seed=self._seed)
 
     def _blocks(self, ready: Mapping[str, Mapping[str, Any]]) -> dict[str, Block]:
         def block(name: str) -> Block:
-            side, what = PLACES[name]
-            calls = self._calls(ready, what)
-            return lambda: float(self._sides[side].ask("block", name=what, calls=calls)["ms"])
+            calls = self._calls(ready, NAMES[name])
 
-        return {name: block(name) for name, (side, _) in PLACES.items() if side in ready}
+            def timed() -> float:
+                side = name if name in ready else self._hosts(ready)
+                return float(self._sides[side].ask("block", name=NAMES[name], calls=calls)["ms"])
+
+            return timed
+
+        return {name: block(name) for name in NAMES if name != BASE or BASE in ready}
+
+    def _hosts(self, ready: Mapping[str, Any]) -> str:
+        """The side that times reference and copy in this round: both in turns, for a process that
+        works more is a warmer one."""
+        return list(ready)[self._round % len(ready)]
 
     @staticmethod
     def _calls(ready: Mapping[str, Mapping[str, Any]], what: str) -> int:

@@ -22,7 +22,7 @@ __all__ = ["ON_A_CPU", "Request", "Session", "declare", "request_of", "session"]
 
 ON_A_CPU = (
     "On a CPU tritonbn runs torch's kernels: what is compared is tritonbn's way to them, "
-    "in wall time with hot caches."
+    "in time of the processor with hot caches."
 )
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,10 +107,15 @@ class Side:
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
+
+    def _kill(self) -> None:
+        """End the process and the life that it may have forked."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _line(self, do: str, patience: float) -> bytes:
         assert self._process.stdout is not None
@@ -118,7 +124,7 @@ class Side:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._pending:
                 if not selector.select(max(until - time.monotonic(), 0)):
-                    self._process.kill()
+                    self._kill()
                     raise self._failure(f"did not answer {do} in {patience:g} s")
                 more = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not more:
@@ -132,7 +138,7 @@ class Side:
             code = self._process.wait(timeout=5)
             what += f", exit code {code}"
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()[-8:]
         tail = "".join(f"\n  {line}" for line in lines)
@@ -297,4 +303,6 @@ def _environment(sources: Sources, device: str) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     if device == "cpu":
         environment["OMP_NUM_THREADS"] = "1"
+        # as for addresses: dictionaries and sets of both sides in the same order
+        environment["PYTHONHASHSEED"] = "0"
     return environment

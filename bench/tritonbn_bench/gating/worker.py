@@ -8,21 +8,25 @@ libraries print goes to stderr.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from ..cases import Case
+from .lives import serve, serve_in_lives
 from .revisions import PACKAGES, tree_hash
 
 if TYPE_CHECKING:
-    from ..cases import Case
     from ..inputs import Inputs
     from ..providers import Prepared
     from ..stopwatch import Stopwatch
@@ -30,6 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "main"]
 
+# of Linux's personality(2): asks for the present one, and switches randomness of addresses off
+WHICH, NOT_RANDOM = 0xFFFFFFFF, 0x0040000
+SYMBOLS = "torch.fx.experimental.symbolic_shapes"
+# calls of each work on fresh buffers that are not timed
+RENEWED = 5
 # modules that judge rather than compute: both sides are held against the head's
 JUDGES = {"tritonbn": "reference", "tritonbn_kernels": "traffic"}
 
@@ -51,10 +60,10 @@ class Worker:
             _share_a_core()
         self._device = device
         self._plant = Plant(device)
-        self._luck = random.Random()
+        self._cache: str | None = None
         self._stopwatches: dict[str | None, Stopwatch] = {}
         self._ballast = bytearray()
-        self._held: tuple[Case, str, bool] | None = None
+        self._held: tuple[Case, str] | None = None
         self._works: dict[str, Work] = {}
         self._unplanted: Work | None = None
         self._stopwatch: Stopwatch | None = None
@@ -66,8 +75,11 @@ class Worker:
         """Who this is: process, packages and their hash, versions."""
         import torch
 
-        # both sides import now, side by side, what their first case would have to wait for
-        import_module("tritonbn_bench.gating.work")
+        # both sides import now, side by side, what their cases would have to wait for, each life
+        # anew: the last is what torch's autograd imports at its first call
+        for name in ("tritonbn_bench.gating.work", "tritonbn_bench.stopwatch", SYMBOLS):
+            with suppress(ImportError):
+                import_module(name)
         packages = [Path(str(import_module(name).__file__)).resolve().parent for name in PACKAGES]
         triton = sys.modules.get("triton")
         return {
@@ -79,7 +91,12 @@ class Worker:
         }
 
     def prepare(
-        self, case: dict[str, Any], via: str, seed: int, cache: str | None, rivals: bool
+        self,
+        case: dict[str, Any],
+        via: str,
+        seed: int,
+        cache: str | None,
+        heritage: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Make a case ready on fresh buffers; the fault of its results, or calls a block by name.
 
@@ -88,14 +105,14 @@ class Worker:
             via: one of `work.VIAS`
             seed: of the inputs
             cache: as `stopwatch_of` takes it
-            rivals: make torch's own BatchNorm and a copy ready too
+            heritage: of a life before this one, of which nothing is needed
         """
-        from ..cases import Case
         from .work import fault_of
 
         self.drop()
         wanted = Case(**{**case, "plane": tuple(case["plane"])})
-        self._held = (wanted, via, rivals)
+        self._held = (wanted, via)
+        self._cache = cache
         inputs, prepared = self._ready(seed)
         fault = fault_of(wanted, inputs, prepared["ours"])
         if fault:
@@ -110,24 +127,57 @@ class Worker:
             "cache": stopwatch.cache,
         }
 
-    def renew(self, seed: int) -> dict[str, Any]:
-        """Put what was prepared on fresh buffers elsewhere in memory, planted as before."""
+    def renew(self, seed: int, heritage: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Put what was prepared on fresh buffers elsewhere in memory, planted as before.
+
+        Args:
+            seed: of the inputs
+            heritage: of the life before this one, None if it is the same
+        """
+        if heritage is not None:
+            self._inherit(heritage)
         self._works = {}
         self._ready(seed)
         for work in self._works.values():
-            for _ in range(2):
+            for _ in range(RENEWED):
                 work.call(work.setup())
         if self._share:
             self.plant(self._share, 1, self._inside)
         return {}
 
+    def heritage(self) -> dict[str, Any]:
+        """What the next life of this side has to know, for `renew`."""
+        if self._held is None:
+            return {}
+        case, via = self._held
+        pace = getattr(self._stopwatch, "pace", None)
+        return {
+            "case": asdict(case),
+            "via": via,
+            "cache": self._cache,
+            "share": self._share,
+            "inside": self._inside,
+            "ms": self._ms,
+            "looks": list(pace.looks) if pace else [],
+        }
+
+    def _inherit(self, heritage: dict[str, Any]) -> None:
+        case = Case(**{**heritage["case"], "plane": tuple(heritage["case"]["plane"])})
+        self._held = (case, heritage["via"])
+        self._forward = case.mode.startswith("forward")
+        self._share, self._inside = heritage["share"], heritage["inside"]
+        self._ms, self._cache = heritage["ms"], heritage["cache"]
+        self._stopwatch = self._stopwatch_of(self._cache)
+        pace = getattr(self._stopwatch, "pace", None)
+        if pace:
+            pace.looks.extend(heritage["looks"])
+
     def block(self, name: str, calls: int) -> dict[str, Any]:
         """Time a block of what was prepared: median in ms per call."""
         assert self._stopwatch is not None
         work = self._works[name]
-        # the other process has been at work: without a run-up the head, which times the rivals too
-        # and so is woken more often, looks faster by a per cent
-        self._stopwatch.block(work, max(calls // 3, 3))
+        # the other process may have been at work
+        self._stopwatch.block(work, max(calls // 2, 3))
         return {"ms": self._stopwatch.block(work, calls)}
 
     def plant(self, share: float, calls: int, inside: bool) -> dict[str, Any]:
@@ -164,15 +214,13 @@ class Worker:
         from .work import fresh_inputs, prepare_ours, prepare_rivals
 
         assert self._held is not None
-        case, via, rivals = self._held
+        case, via = self._held
         if self._device == "cpu":
             # where buffers lie in the caches is luck, a side's own and good for some per cent of
             # time: a ballast of random size moves what is allocated after it
-            self._ballast = bytearray(self._luck.randrange(1, 64) * 4160)
+            self._ballast = bytearray(random.SystemRandom().randrange(1, 64) * 4160)
         inputs = fresh_inputs(case, self._device, seed)
-        prepared = {"ours": prepare_ours(case, via, inputs)}
-        if rivals:
-            prepared |= prepare_rivals(case, inputs)
+        prepared = {"ours": prepare_ours(case, via, inputs), **prepare_rivals(case, inputs)}
         self._works = {name: one.work for name, one in prepared.items()}
         self._unplanted = self._works["ours"]
         return inputs, prepared
@@ -181,7 +229,7 @@ class Worker:
         from ..stopwatch import stopwatch_of
 
         if cache not in self._stopwatches:
-            self._stopwatches[cache] = stopwatch_of(self._device, cache)
+            self._stopwatches[cache] = stopwatch_of(self._device, cache, shared=True)
         return self._stopwatches[cache]
 
 
@@ -212,12 +260,26 @@ def judge_by(roots: Sequence[Path]) -> None:
         setattr(owner, module, judge)
 
 
+def _lie_as_others_do() -> None:
+    """Start again with addresses that are not random, where the system can: where code and data
+    lie is good for a per cent or two on a CPU, and two processes of one source should not differ.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "personality"):
+        return
+    now = libc.personality(WHICH)
+    if now != WHICH and not now & NOT_RANDOM and libc.personality(now | NOT_RANDOM) != WHICH:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> int:
     """Serve until stdin ends or `quit` comes; the exit code."""
     parser = argparse.ArgumentParser(prog="tritonbn_bench.gating.worker")
     parser.add_argument("--device", required=True, choices=["cuda", "cpu"])
     parser.add_argument("--judge", required=True, nargs=len(PACKAGES), type=Path)
     options = parser.parse_args()
+    if options.device == "cpu":
+        _lie_as_others_do()
     # answers keep the pipe, everything else that is printed gets stderr
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -231,17 +293,25 @@ def main() -> int:
         "plant": worker.plant,
         "drop": worker.drop,
     }
-    for line in sys.stdin:
-        request = json.loads(line)
-        do = request.pop("do")
-        if do == "quit":
-            break
+
+    def listen() -> dict[str, Any] | None:
+        # a line at a time: what is not asked yet is for the process that is alive then
+        request = json.loads(sys.stdin.readline() or '{"do": "quit"}')
+        return None if request["do"] == "quit" else request
+
+    def answer(request: dict[str, Any]) -> None:
+        named = {name: value for name, value in request.items() if name != "do"}
         try:
-            answer = commands[do](**request)
+            found = commands[request["do"]](**named)
         except Exception as problem:
             # the other side goes on, so this one answers rather than dies
-            answer = {"error": f"{type(problem).__name__}: {str(problem).strip()[:300]}"}
-        print(json.dumps(answer), file=channel, flush=True)
+            found = {"error": f"{type(problem).__name__}: {str(problem).strip()[:300]}"}
+        print(json.dumps(found), file=channel, flush=True)
+
+    if options.device == "cpu" and hasattr(os, "fork"):
+        serve_in_lives(listen, answer, worker.heritage)
+    else:
+        serve(listen, answer)
     return 0
 
 

@@ -18,6 +18,7 @@ class Rule:
         rounds: at most, in the first pass over a case; passes that confirm take twice as many
         fewest: usable rounds without which there is no verdict, and before which none stops early
         resamples: of the bootstrap
+        trimmed: share of rounds left out at either end of a mean
         confidence: of the intervals, two-sided
         slow_clock: share of the case's median SM clock below which a round is dropped
         most_dropped: share of rounds dropped above which a case gets no verdict
@@ -31,6 +32,7 @@ class Rule:
     rounds: int = 20
     fewest: int = 8
     resamples: int = 2000
+    trimmed: float = 0.2
     confidence: float = 0.95
     slow_clock: float = 0.9
     most_dropped: float = 0.2
@@ -42,6 +44,8 @@ class Rule:
             value = getattr(self, name)
             if not 0 < value < 1:
                 raise ValueError(f"expected {name} between 0 and 1, got {value}")
+        if not 0 <= self.trimmed < 0.5:
+            raise ValueError(f"expected trimmed from 0 to below 0.5, got {self.trimmed}")
         # an interval of fewer would rest on nothing
         if not 3 <= self.fewest <= self.rounds:
             raise ValueError(
