@@ -27,7 +27,7 @@ from tritonbn_kernels.plan import (
     plan_generation,
     remember,
 )
-from tritonbn_kernels.plan_file import planned_by_file
+from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import InputGradientStep, SumsStep
 
 _calls = plan_cache()
@@ -202,7 +202,7 @@ class BackwardCall:
             "backward_train" if self._training else "backward_eval",
             geometry.views,
             geometry.itemsize,
-            self._fused.regime(bool(self._fused.side)),
+            fused_name(self._fused.activation, bool(self._fused.side)),
             lambda: gpu_of(gradients_kernel, x),
         ):
             self._choose(x, geometry, one_read)

@@ -35,7 +35,7 @@ from tritonbn_kernels.plan import (
     plan_cache,
     remember,
 )
-from tritonbn_kernels.plan_file import planned_by_file
+from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import NormalizeStep, StatisticsStep
 
 _calls = plan_cache()
@@ -251,7 +251,7 @@ class ForwardCall:
             "forward_train" if self.training else "forward_eval",
             geometry.views,
             geometry.itemsize,
-            self.fused.regime(self._beside),
+            fused_name(self.fused.activation, self._beside),
             lambda: gpu_of(normalize_kernel, x),
         ):
             return self._planned(x, geometry, momentum, eps, one_read)

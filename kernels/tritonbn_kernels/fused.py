@@ -37,12 +37,6 @@ class Fused(NamedTuple):
         """Whether a backward pass computes z anew, from gamma and beta."""
         return self.restores or (self.activation != "identity" and self.side != "mask")
 
-    def regime(self, beside: bool) -> str:
-        """One of `plan_file.FUSED`; beside: whether a residual or a mask is read."""
-        if beside:
-            return "residual"
-        return "nothing" if self.activation == "identity" else "activation"
-
 
 UNFUSED = Fused()
 

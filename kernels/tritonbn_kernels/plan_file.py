@@ -85,6 +85,13 @@ class Regime:
         )
 
 
+def fused_name(activation: str, beside: bool) -> str:
+    """One of FUSED for an activation; beside: whether a residual or a mask is read."""
+    if beside:
+        return "residual"
+    return "nothing" if activation == "identity" else "activation"
+
+
 def regime_of(mode: str, views: tuple[ChannelView, ...], itemsize: int, fused: str) -> Regime:
     """The regime of a call.
 
