@@ -92,6 +92,22 @@ def test_a_file_changes_the_plans_of_its_regime_alone(written: Written) -> None:
     assert _kernels() == ["resident", "resident"]
 
 
+def test_a_layer_that_is_in_use_plans_anew(written: Written) -> None:
+    layer = tritonbn.BatchNorm2d(8).to(DEVICE)
+    x = torch.randn(SHAPE, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+
+    def kernels() -> list[str]:
+        with record_launches() as launches:
+            layer(x).sum().backward()
+        return [launch.kernel.split("_")[0] for launch in launches]
+
+    for _ in range(3):
+        assert kernels() == ["resident", "resident"]
+    tritonbn.use_plans(written({_regime(FORWARD): "fused", _regime(BACKWARD): "fused"}))
+    for _ in range(3):
+        assert kernels() == ["statistics", "gradients"]
+
+
 def test_what_follows_has_rows_of_its_own(written: Written) -> None:
     rows = {
         _regime(FORWARD, fused="activation"): "fused",
