@@ -11,6 +11,7 @@ import torch
 import tritonbn
 from tests.inputs import INTERPRETED
 from tritonbn_bench.cases import Case
+from tritonbn_bench.environment import Environment
 from tritonbn_bench.judge.rule import RULE
 from tritonbn_bench.judge.verdicts import Verdict
 from tritonbn_bench.providers import PROVIDERS, Prepared
@@ -105,7 +106,7 @@ def test_all_plans_that_would_be_tried_are_right(case: Case) -> None:
     assert times == PlanTimes((), {}, {})
 
 
-KERNELS = {
+KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
     TABLE: {"forward_train": ("resident",), "backward_train": ("resident",)},
     "fused": {"forward_train": ("statistics",), "backward_train": ("gradients",)},
     "split": {
@@ -219,7 +220,7 @@ def test_a_case_too_large_for_the_device_is_said_of_the_table(
 
 
 def test_a_record_is_kept_whole_and_read_back(tmp_path: Path) -> None:
-    environment = {"device": "cuda", "gpu": "H200"}
+    environment: Environment = {"device": "cuda", "gpu": "H200"}
     case = _case("forward_train")
     regime = regime_of_case(case)
     reading = Reading(case.id, 1.0, 0.8, 0.8, 0.79, 0.81, 40, Verdict.IMPROVED)

@@ -112,7 +112,8 @@ def test_a_plan_that_fails_is_left_out() -> None:
 
 @pytest.mark.parametrize("kind", ["wrong", "failed"])
 def test_nothing_is_compared_with_a_table_that_is_wrong_or_fails(kind: str) -> None:
-    meter = FakeMeter(_only({FAST: 0.5}), **{kind: {TABLE: "broken"}})
+    meter = FakeMeter(_only({FAST: 0.5}))
+    setattr(meter, kind, {TABLE: "broken"})
     outcome = _tried(meter)
     assert outcome.plan == ""
     assert getattr(outcome, kind) == {TABLE: f"{CASES[0].id}: broken"}
