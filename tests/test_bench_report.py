@@ -163,6 +163,14 @@ def test_the_curves_hold_the_figures_of_the_rows() -> None:
     assert found == expected
 
 
+def test_training_steps_in_five_ways_have_their_section(tmp_path: Path) -> None:
+    step = Row("endtoend", "measured", "ResNet-50 training step", "tritonbn fused", "step time")
+    step = replace(step, unit="ms", value=61.5, low=61.0, high=62.0)
+    page = write_report(Results(GPU, [step]), tmp_path).read_text()
+    section = page.split("## End to end (measured)")[1].split("## ")[0]
+    assert "| tritonbn fused | step time | 61.5 | 61 | 62 | ms |" in section
+
+
 @pytest.fixture(scope="module")
 def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a machine without a GPU: training, traffic, one red accuracy row."""

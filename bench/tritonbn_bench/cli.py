@@ -8,13 +8,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .verbs import env, plan, report, run, search
+from .verbs import env, model, plan, report, run, search
 from .verbs.common import EXIT_CODES, INTERRUPTED, USAGE, UsageError
 
 __all__ = ["main"]
 
 # in the order of the help
-VERBS = (run, report, plan, search, env)
+VERBS = (run, report, model, plan, search, env)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -75,6 +75,7 @@ def write_report(results: Results, folder: Path) -> Path:
         _vectors(results),
         _accuracy(results, links),
         _training(results, links),
+        _endtoend(results),
         _host(results),
         _traffic(results, links),
         _fusion(results, links),
@@ -119,12 +120,15 @@ def _machine(results: Results) -> str:
     )
     if times(results.rows):
         how += (
-            " Device time by CUDA events with cold caches (a buffer of max(256 MB, 4 x L2) is "
-            "read before every sample, and the device waits until the call is issued); random "
-            "data with a mean away from zero; median, 20th and 80th percentile of the samples. "
+            " Providers of a case take turns in rounds; a ratio is that of times of the same "
+            "rounds, with a 95 % interval. Device time by CUDA events; with cold caches a buffer "
+            "of max(256 MB, 4 x L2) is read before every call, and the device waits until the "
+            "call is issued; random data with a mean away from zero; median, 20th and 80th "
+            "percentile of the rounds. "
             "GB/s = bytes that any algorithm must move / time, for every provider alike, so a "
             "kernel that reads twice shows fewer. Host-bound: calls in a row take more than "
-            "1.3 x the device time each. Clocks were not locked."
+            "1.3 x the device time each. Clocks were not locked; rounds at a low clock are "
+            "dropped where the driver tells it."
         )
     return _section("Machine and method", markdown_table(("", "value"), known), how)
 
@@ -263,6 +267,24 @@ def _training(results: Results, links: dict[str, str]) -> str:
         table,
         _picture(links, "training", "Measured losses of the three networks"),
     )
+
+
+def _endtoend(results: Results) -> str:
+    rows = [row for row in results.rows if row.job == "endtoend" and row.value is not None]
+    if not rows:
+        return ""
+    note = (
+        "Training steps from the same weights on the same batch, in five ways that take turns: "
+        "forward, loss, backward, optimiser, by the host's clock until the device is done. "
+        "`tritonbn` is `convert` of the network, `tritonbn fused` has addition and ReLU in our "
+        "layers. A way whose losses differ from torch's by more than is allowed gets no figure."
+    )
+    lines = [
+        (row.case, row.provider, row.quantity, row.value, row.low, row.high, row.unit, row.bound)
+        for row in rows
+    ]
+    head = ("case", "way", "quantity", "value", "low", "high", "unit", "allowed")
+    return _section("End to end (measured)", note, markdown_table(head, lines))
 
 
 def _host(results: Results) -> str:
