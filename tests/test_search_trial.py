@@ -86,6 +86,15 @@ def test_a_plan_must_help_in_every_case(other: float) -> None:
     assert _tried(FakeMeter(effect), CASES[:1]).plan == FAST
 
 
+@pytest.mark.parametrize("hurt", ["bf16", "fp16"])
+def test_what_hurts_at_first_sight_gets_no_more_rounds(hurt: str) -> None:
+    def effect(plan: str, case: Case) -> float:
+        return 1.0 if plan != FAST else 1.3 if case.dtype == hurt else 0.7
+
+    meter = FakeMeter(effect)
+    assert _tried(meter).best == "" and len(meter.calls) == len(CASES)
+
+
 def test_a_wrong_plan_is_refused_and_the_next_best_taken() -> None:
     wrong = {FAST: "y: error 3 is above the bound 1"}
     outcome = _tried(FakeMeter(_only({FAST: 0.5, PLANS[2]: 0.8}), wrong=wrong))
@@ -149,5 +158,7 @@ def test_a_pass_that_time_ended_decides_nothing() -> None:
     meter = FakeMeter(_only({FAST: 0.8}))
     rule = replace(RULE, seconds=1e-9)
     outcome = try_plans(REGIME, CASES, Proposals(PLANS, 0, 0), meter, rule)
-    # two looks, and one round of one case
-    assert outcome.plan == "" and len(meter.calls) == 3
+    # looked at, measured, and never confirmed
+    assert outcome.plan == ""
+    assert [rounds for _, _, rounds in meter.calls][:3] == [LOOK_ROUNDS, LOOK_ROUNDS, RULE.rounds]
+    assert 2 * RULE.rounds not in [rounds for _, _, rounds in meter.calls]
