@@ -2,15 +2,15 @@
 
 import pytest
 
-from tritonbn_bench import progress
+from tritonbn_bench.progress import progress
 
 
 def test_time_left_is_said_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds)
-    with progress.progress("search", 20) as advance:
+    monkeypatch.setattr("tritonbn_bench.progress.time.monotonic", lambda: seconds)
+    with progress("search", 20) as advance:
         for _ in range(9):
             seconds += 20
             advance()

@@ -208,6 +208,24 @@ def test_a_plan_that_nobody_can_launch_is_left_out(monkeypatch: pytest.MonkeyPat
     assert [sorted(item.times) for item in times.rounds] == [["one_read,block_c=2", TABLE]] * 2
 
 
+def test_what_the_driver_refuses_is_no_plan_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another plan runs in its place, and gives right results."""
+    refused: list[str] = []
+
+    def change(prepared: Prepared) -> Prepared:
+        def outputs() -> dict[str, torch.Tensor]:
+            refused.extend(["a plan was refused"] if _follows("split") else [])
+            return prepared.outputs()
+
+        return replace(prepared, outputs=outputs)
+
+    _sabotaged(monkeypatch, change)
+    monkeypatch.setattr("tritonbn_bench.search.bench.fallbacks", lambda: refused)
+    outcome = _search(_case("forward_train"), {"split": 0.5})
+    assert (outcome.plan, outcome.wrong) == ("", {})
+    assert outcome.failed == {"split": "forward_train/bf16/nchw/N2C8S16: a plan was refused"}
+
+
 def test_a_case_too_large_for_the_device_is_said_of_the_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tritonbn_kernels import fallbacks
 from tritonbn_kernels.plan_file import Regime, rows_in_use
 
 from ..accuracy import judge
@@ -72,16 +73,20 @@ class Bench:
         sides: dict[str, Block] = {}
         work = prepared.work
         for plan in (TABLE, *plans):
+            refused = len(fallbacks())
             with _following(regime, plan):
                 try:
                     fault = _fault(prepared, inputs, case, torch_results)
-                    if not fault:
+                    if len(fallbacks()) > refused and plan != TABLE:
+                        # what ran instead is not what would be written
+                        failed[plan] = fallbacks()[-1]
+                    elif fault:
+                        wrong[plan] = fault
+                    else:
                         sides[plan] = self._block(regime, plan, work)
                 except Exception as problem:
                     # a plan that the compiler or the driver refuses must not end the search
                     failed[plan] = in_words(problem)
-                else:
-                    wrong |= {plan: fault} if fault else {}
         while True:
             try:
                 return PlanTimes(self._rounds(sides, rounds, enough), wrong, failed)

@@ -71,11 +71,12 @@ def grouped(cases: Iterable[Case], modes: Sequence[str]) -> dict[Regime, tuple[C
     """Cases by regime, regimes in the order of their first cases.
 
     Args:
-        cases: those of other modes are left out
+        cases: those of other modes are left out, and those with data of their own, on which no
+            time depends
         modes: of `traffic.MODES`
     """
     found: dict[Regime, dict[str, Case]] = {}
     for case in cases:
-        if case.mode in modes:
+        if case.mode in modes and case.data == "normal":
             found.setdefault(regime_of_case(case), {}).setdefault(case.id, case)
     return {regime: tuple(members.values()) for regime, members in found.items()}

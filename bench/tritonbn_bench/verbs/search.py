@@ -79,7 +79,10 @@ def add(verbs: Any) -> None:
         "--resume", action="store_true", help="keep what lies in DIR and search only the rest"
     )
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the rows that should change"
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="write the rows that should change, by all that lies in DIR",
     )
     parser.add_argument("--list", action="store_true", help="print what would be tried, and stop")
     parser.add_argument(
