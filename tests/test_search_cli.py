@@ -51,6 +51,7 @@ def search(
     """Exit code, output and errors of a search of MLP; with an `effect`, on a machine of ours."""
     for name in ("TRITONBN_PLAN", "TRITONBN_PLAN_FILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     clear_cache()
 
     def run(
@@ -114,6 +115,7 @@ def test_without_a_gpu_it_is_said_why_nothing_can_be_searched() -> None:
         pytest.param(("--rounds", "7"), "expected --rounds of at least 8, got 7", id="rounds"),
         pytest.param(("--rounds", "x"), "invalid int value: 'x'", id="no-number"),
         pytest.param(("--device", "a100"), "expected --device a100 with --list only", id="device"),
+        pytest.param(("--list", "--device", "local"), "expected a GPU for --device", id="local"),
         pytest.param(("--device", "h800"), "invalid choice: 'h800'", id="unknown-device"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tritonbn_kernels.outlook import Device, Outlook, outlook
@@ -19,17 +19,10 @@ __all__ = ["TABLE", "Proposals", "expected_of", "proposals_for"]
 TABLE = "table"
 # wider programs than these are not on any device four times at once
 _MOST_WARPS = 16
-# factors on a field of the plan that a name alone gives. a block of channels is the width of a row
-# in channels_last: from half a line to four of them
-_FACTORS: dict[str, tuple[float, ...]] = {
-    "block_c": (0.25, 0.5, 2, 4),
-    "block_n": (0.5, 2),
-    "block_v": (0.5, 2),
-    "num_warps": (0.5, 2),
-    "pieces": (0.5, 2),
-    "splits": (0.5, 2),
-    "stream": (0.5, 2),
-}
+# factors on one field of the plan that a name alone gives
+_FACTORS = (0.5, 2)
+# on the width of rows, whose tiles keep their size: from half a line to four of them
+_WIDTHS = (0.25, 0.5, 2, 4)
 # kinds of plans in training by their names, and the fields of each that are varied
 _FIELDS = {
     "one_read": ("block_c", "block_n", "block_v", "num_warps", "splits"),
@@ -71,8 +64,9 @@ def expected_of(regime: Regime, case: Case, device: Device, plan: str = "") -> O
 def proposals_for(regime: Regime, cases: Sequence[Case], device: Device) -> Proposals:
     """Plans to be tried in a regime.
 
-    Each kind of plan as its name alone gives it, and with one field halved, doubled or further off;
-    what a field decides else, such as how many programs share wider rows, follows as in the table.
+    Each kind of plan as its name alone gives it, with one field halved or doubled, and with tiles
+    of another shape; what a field decides else, such as how many programs share wider rows, follows
+    as in the table.
 
     Args:
         regime: that the cases share
@@ -100,15 +94,29 @@ def _varied(regime: Regime, case: Case, device: Device) -> Iterator[str]:
     for name, fields in kinds.items():
         yield name
         found = _fields_of(expected_of(regime, case, device, name))
-        for field in fields:
-            if field not in found:
+        for change in _changes(found, fields):
+            values = {field: int(found[field] * factor) for field, factor in change.items()}
+            if min(values.values()) < 1 or values.get("num_warps", 1) > _MOST_WARPS:
                 continue
-            # members are counted for rows of one width
-            beside = f",block_c={found['block_c']}" if field == "splits" else ""
-            for factor in _FACTORS[field]:
-                value = int(found[field] * factor)
-                if value >= 1 and not (field == "num_warps" and value > _MOST_WARPS):
-                    yield f"{name}{beside},{field}={value}"
+            if "splits" in values:
+                # members are counted for rows of one width
+                values = {"block_c": found["block_c"], **values}
+            yield ",".join([name, *(f"{field}={value}" for field, value in values.items())])
+
+
+def _changes(found: Mapping[str, int], fields: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Factors by field: one field at a time, then tiles of another shape or for more threads.
+
+    A tile that grows alone spills: compiled, not timed, four times as many channels of planes keep
+    4.6 KB of stack on sm_90.
+    """
+    for field in fields:
+        if field in found:
+            wide = field == "block_c" and "block_n" in found
+            yield from ({field: factor} for factor in (_WIDTHS if wide else _FACTORS))
+    if "block_v" in found:
+        yield from ({"block_c": factor, "block_v": 1 / factor} for factor in _WIDTHS)
+        yield from ({"block_v": factor, "num_warps": factor} for factor in _FACTORS)
 
 
 def _fields_of(expected: Outlook) -> dict[str, int]:

@@ -94,29 +94,26 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Search, print and write; the exit code."""
-    from tritonbn_kernels.plan import environment_pins
-
     from ..search import machine
 
+    groups = _groups(options)
+    if options.list:
+        return _list(groups, options.device)
+    if options.device not in (None, "local"):
+        raise UsageError(
+            f"expected --device {options.device} with --list only: a search runs on this "
+            "machine's GPU"
+        )
+    rule = _rule(options.rounds)
     try:
-        if environment_pins():
-            raise UsageError("TRITONBN_PLAN precedes every plan to be tried: unset it")
-        groups = _groups(options)
-        if options.list:
-            return _list(groups, options.device)
-        if options.device not in (None, "local"):
-            raise UsageError(
-                f"expected --device {options.device} with --list only: a search runs on this "
-                "machine's GPU"
-            )
-        rule = _rule(options.rounds)
         here = machine.local_machine(options.command)
-    except (LookupError, ValueError) as error:
+    except LookupError as error:
         raise UsageError(str(error)) from error
     return _search(options, groups, here, rule)
 
 
 def _groups(options: argparse.Namespace) -> Mapping[Regime, tuple[Case, ...]]:
+    from tritonbn_kernels.plan import environment_pins
     from tritonbn_kernels.traffic import MODES
 
     from ..search.regimes import cases_named, grouped
@@ -124,7 +121,13 @@ def _groups(options: argparse.Namespace) -> Mapping[Regime, tuple[Case, ...]]:
     modes = [mode.strip() for mode in options.modes.split(",") if mode.strip()]
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UsageError(f"expected modes of {', '.join(MODES)}, got {unknown[0]}")
-    groups = grouped(cases_named(options.cases), modes)
+    try:
+        pins, cases = environment_pins(), cases_named(options.cases)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if pins:
+        raise UsageError("TRITONBN_PLAN precedes every plan to be tried: unset it")
+    groups = grouped(cases, modes)
     if not groups:
         raise UsageError(f"expected cases in {options.modes}, got none of {options.cases}")
     return groups
@@ -145,7 +148,10 @@ def _list(groups: Mapping[Regime, tuple[Case, ...]], name: str | None) -> int:
     from ..plan_table import device_of
     from ..search.candidates import proposals_for
 
-    device, remark = device_of(name)
+    try:
+        device, remark = device_of(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     print(f"plans that a search on {device.name} would try" + (f"; {remark}" if remark else ""))
     total = 0
     for regime, cases in groups.items():
