@@ -11,7 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,7 @@ def planned_by_file(
     fused: str,
     gpu: Callable[[], tuple[str, int]],
     strict: bool = True,
-) -> Any:
+) -> AbstractContextManager[None]:
     """A context in which plans follow the row of the file in use for such a call, if there is one.
 
     Args:
