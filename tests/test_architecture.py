@@ -33,6 +33,7 @@ PURE_PYTHON = {
     "kernels/tritonbn_kernels/activation_names.py",
     "kernels/tritonbn_kernels/outlook.py",
     "kernels/tritonbn_kernels/plan.py",
+    "kernels/tritonbn_kernels/plan_file.py",
     "kernels/tritonbn_kernels/traffic.py",
 }
 # knowledge of autograd: functions with a backward live in the first file, the second and third

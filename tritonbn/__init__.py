@@ -2,6 +2,7 @@
 
 from . import blocks, reference
 from ._convert import convert, revert
+from ._plans import PlanFile, plans_in_use, use_plans
 from ._warmup import WarmupReport, warmup
 from .functional import backend, batch_norm, statistics
 from .modules import (
@@ -20,13 +21,16 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "PlanFile",
     "WarmupReport",
     "backend",
     "batch_norm",
     "blocks",
     "convert",
+    "plans_in_use",
     "reference",
     "revert",
     "statistics",
+    "use_plans",
     "warmup",
 ]

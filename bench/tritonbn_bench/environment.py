@@ -91,10 +91,23 @@ def collect(device: str, command: str = "") -> Environment:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "triton_interpret": os.environ.get("TRITON_INTERPRET"),
         "triton_fp_fusion": os.environ.get("TRITON_DEFAULT_FP_FUSION"),
+        "plan": os.environ.get("TRITONBN_PLAN") or None,
+        "plan_file": _plan_file(),
     }
     if torch.cuda.is_available():
         found.update(_gpu())
     return found
+
+
+def _plan_file() -> str | None:
+    """What the plan file in use is, or why none can be used."""
+    from tritonbn_kernels.plan_file import in_use
+
+    try:
+        plans = in_use()
+    except ValueError as error:
+        return f"not usable: {error}"
+    return None if plans is None else str(plans)
 
 
 def _gpu() -> Environment:

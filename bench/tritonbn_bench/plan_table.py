@@ -14,6 +14,7 @@ from typing import Any
 from tritonbn_kernels.layout import ChannelView, view_of
 from tritonbn_kernels.outlook import DEVICES, H200, Device, Outlook, Plan, outlook, scaled_to
 from tritonbn_kernels.plan import LaunchPlan, environment_pins
+from tritonbn_kernels.plan_file import PlanFile, in_use
 from tritonbn_kernels.residency import ResidentPlan
 from tritonbn_kernels.row_plans import RowsPlan
 
@@ -225,7 +226,18 @@ def heading(wanted: Request, remark: str) -> list[str]:
     if pins := environment_pins():
         fields = ", ".join(f"{field}={value}" for field, value in pins.items())
         lines.append(f"TRITONBN_PLAN pins {fields}")
+    if plans := in_use():
+        lines.append(f"plan file {plans}{_unused(plans, device)}")
     return lines
+
+
+def _unused(plans: PlanFile, device: Device) -> str:
+    """Why plans for a device do not follow a plan file; empty where they do."""
+    if environment_pins():
+        return ", not followed: TRITONBN_PLAN precedes it"
+    if plans.gpu not in (None, (device.name, device.profile.sm_count)):
+        return f", not followed for {device.name}"
+    return ""
 
 
 def as_text(wanted: Request, remark: str = "") -> str:
@@ -339,6 +351,7 @@ def preamble(wanted: Request, remark: str) -> dict[str, Any]:
             "l2_bytes": device.profile.l2_bytes,
         },
         "pins": environment_pins(),
+        "plan_file": str(plans) if (plans := in_use()) else None,
     }
 
 

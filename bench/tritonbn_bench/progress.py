@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line per job elsewhere."""
+"""A progress bar on a terminal; elsewhere a line a minute, and one per job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["progress"]
+
+# between two lines where there is no terminal
+_LINE_SECONDS = 60.0
 
 
 @contextmanager
@@ -35,12 +38,18 @@ def progress(name: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _line(name: str, total: int) -> Iterator[Callable[[], None]]:
-    started = time.monotonic()
+    started = said = time.monotonic()
     done = 0
 
     def advance() -> None:
-        nonlocal done
+        nonlocal done, said
         done += 1
+        now = time.monotonic()
+        if now - said >= _LINE_SECONDS:
+            said = now
+            left = (now - started) / done * (total - done) / 60
+            text = f"{name}: {done} of {total}, about {left:.0f} min left"
+            print(text, file=sys.stderr, flush=True)
 
     try:
         yield advance

@@ -16,6 +16,7 @@ from tritonbn_kernels.forward import (
 )
 from tritonbn_kernels.launch import LaunchRecord, fallbacks, forget_devices, record_launches
 from tritonbn_kernels.plan import clear_plan_caches, environment_pins, pinned_plan, plan_cache
+from tritonbn_kernels.plan_file import environment_file
 
 __all__ = [
     "BoundCall",
@@ -40,5 +41,6 @@ def clear_cache() -> None:
     """Forget plans, compiled launches, device properties and what the environment asked for, as
     after another driver was set."""
     environment_pins.cache_clear()
+    environment_file.cache_clear()
     clear_plan_caches()
     forget_devices()

@@ -14,8 +14,10 @@ from tritonbn_kernels.geometry import (
     output_view,
     readable,
 )
+from tritonbn_kernels.gradients import gradients_kernel
 from tritonbn_kernels.launch import (
     LaunchRefusedError,
+    gpu_of,
     note_fallback,
 )
 from tritonbn_kernels.layout import channel_view
@@ -25,6 +27,7 @@ from tritonbn_kernels.plan import (
     plan_generation,
     remember,
 )
+from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import InputGradientStep, SumsStep
 
 _calls = plan_cache()
@@ -195,6 +198,17 @@ class BackwardCall:
             x.element_size(),
             (x.data_ptr() | dy.data_ptr()) & 15 == 0 and self._side_aligned,
         )
+        with planned_by_file(
+            "backward_train" if self._training else "backward_eval",
+            geometry.views,
+            geometry.itemsize,
+            fused_name(self._fused.activation, bool(self._fused.side)),
+            lambda: gpu_of(gradients_kernel, x),
+        ):
+            self._choose(x, geometry, one_read)
+
+    def _choose(self, x: torch.Tensor, geometry: Geometry, one_read: bool) -> None:
+        """`_plan` by what is pinned or in the table."""
         need_dx, *need_others = self._needs
         if self._fused.activation == "identity":
             # the residual's gradient is dy itself

@@ -23,9 +23,11 @@ from tritonbn_kernels.geometry import (
 )
 from tritonbn_kernels.launch import (
     LaunchRefusedError,
+    gpu_of,
     note_fallback,
 )
 from tritonbn_kernels.layout import CHANNELS_LAST
+from tritonbn_kernels.normalize import normalize_kernel
 from tritonbn_kernels.one_read import ResidentForwardStep
 from tritonbn_kernels.plan import (
     ACCESS_BYTES,
@@ -33,6 +35,7 @@ from tritonbn_kernels.plan import (
     plan_cache,
     remember,
 )
+from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import NormalizeStep, StatisticsStep
 
 _calls = plan_cache()
@@ -197,6 +200,7 @@ class ForwardCall:
 
     __slots__ = (
         "_aligned",
+        "_beside",
         "_copies",
         "_copies_residual",
         "_cumulative",
@@ -224,6 +228,7 @@ class ForwardCall:
         self._cumulative = cumulative
         # elements to a byte of the mask, 0 without one
         self._mask_run = mask_run(x) if keeps_mask and fused.side == "mask" else 0
+        self._beside = residual is not None
         self._aligned = residual is None or residual.data_ptr() & 15 == 0
         # `fused_backward` of calls of this kind
         self.backward = BackwardCalls(x.dtype, training, fused).call
@@ -242,6 +247,24 @@ class ForwardCall:
         view = readable(x)[1]
         aligned = x.data_ptr() & 15 == 0 and self._aligned
         geometry = Geometry((view, output_view(x)), x.element_size(), aligned)
+        with planned_by_file(
+            "forward_train" if self.training else "forward_eval",
+            geometry.views,
+            geometry.itemsize,
+            fused_name(self.fused.activation, self._beside),
+            lambda: gpu_of(normalize_kernel, x),
+        ):
+            return self._planned(x, geometry, momentum, eps, one_read)
+
+    def _planned(
+        self,
+        x: torch.Tensor,
+        geometry: Geometry,
+        momentum: float | None,
+        eps: float,
+        one_read: bool,
+    ) -> tuple[StatisticsStep | ResidentForwardStep | None, NormalizeStep | None, int]:
+        """`_plan` by what is pinned or in the table."""
         stored_run = self._mask_run
         arguments = None
         if one_read:
@@ -249,7 +272,8 @@ class ForwardCall:
         if arguments is not None:
             step = ResidentForwardStep(x, geometry, arguments, self._cumulative, self.fused)
             return step, None, stored_run
-        narrow = view.family == CHANNELS_LAST and pinned("block_c", ACCESS_BYTES) < self._mask_run
+        last = geometry.first.family == CHANNELS_LAST
+        narrow = last and pinned("block_c", ACCESS_BYTES) < self._mask_run
         if stored_run and (geometry.vector != stored_run or narrow):
             # these kernels make whole runs of their own accesses, or else bytes
             stored_run = 1

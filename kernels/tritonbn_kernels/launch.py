@@ -304,6 +304,14 @@ def device_profile(kernel: Any, device: int) -> DeviceProfile:
     return profile
 
 
+def gpu_of(kernel: Any, x: torch.Tensor) -> tuple[str, int]:
+    """Name and SMs of what runs a kernel on `x`, by which plan files are kept."""
+    device = device_index(kernel, x)
+    name = torch.cuda.get_device_name(device) if x.is_cuda else "no GPU"
+    sms = device_profile(kernel, device).sm_count
+    return "interpreter" if interpreted(kernel) else name, sms
+
+
 def _l2_bytes(device: int) -> int:
     """Size of a device's L2 cache; without a device (a stub driver), that of the profile's own."""
     if not torch.cuda.is_available():

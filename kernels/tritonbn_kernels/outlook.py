@@ -24,6 +24,7 @@ from tritonbn_kernels.plan import (
     plan_pointwise,
     plan_reduction,
 )
+from tritonbn_kernels.plan_file import planned_by_file
 from tritonbn_kernels.residency import ResidentPlan
 from tritonbn_kernels.row_plans import RowsPlan, plan_one_read
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes
@@ -145,7 +146,13 @@ class Outlook:
         return self.held_bytes / (_streams(self.mode) * self.tensor_bytes)
 
 
-def outlook(mode: str, views: tuple[ChannelView, ...], itemsize: int, device: Device) -> Outlook:
+def outlook(
+    mode: str,
+    views: tuple[ChannelView, ...],
+    itemsize: int,
+    device: Device,
+    fused: str = "nothing",
+) -> Outlook:
     """What is expected of a call with tensors at multiples of 16 bytes.
 
     Args:
@@ -153,15 +160,19 @@ def outlook(mode: str, views: tuple[ChannelView, ...], itemsize: int, device: De
         views: of the tensors read and written, grouped alike: x, y forward, dy, x, dx backward.
         itemsize: bytes per element.
         device: where it runs.
+        fused: one of `plan_file.FUSED`, for what is planned; bytes and time are those of BatchNorm
+            alone.
 
     Raises:
-        ValueError: unknown mode, or a bad TRITONBN_PLAN.
+        ValueError: unknown mode, or a bad TRITONBN_PLAN or TRITONBN_PLAN_FILE.
     """
     view = views[0]
     numel = view.count * view.n_channels
     least = floor_bytes(mode, numel, view.n_channels, itemsize)
     twice = two_read_bytes(mode, numel, view.n_channels, itemsize)
-    family, plans = _plans(mode, views, itemsize, device.profile)
+    gpu = device.name, device.profile.sm_count
+    with planned_by_file(mode, views, itemsize, fused, lambda: gpu, strict=False):
+        family, plans = _plans(mode, views, itemsize, device.profile, fused)
     tensor, streams = numel * itemsize, _streams(mode)
     members = plans[0].splits
     at_once = _programs_at_once(plans[0], view, device.profile)
@@ -206,7 +217,7 @@ def _streams(mode: str) -> int:
 
 
 def _plans(
-    mode: str, views: tuple[ChannelView, ...], itemsize: int, profile: DeviceProfile
+    mode: str, views: tuple[ChannelView, ...], itemsize: int, profile: DeviceProfile, fused: str
 ) -> tuple[str, tuple[Plan, ...]]:
     """The family, and the plans of its launches, as the launchers choose them."""
     vector = min(view.vector(ACCESS_BYTES // itemsize) for view in views)
@@ -218,7 +229,8 @@ def _plans(
             return "resident", (once,)
         if once is not None:
             return ("narrow" if once.block_s > 1 else "rows"), (once,)
-    plan = plan_reduction(views[0], itemsize, profile, vector)
+    sides = int(mode.startswith("backward") and fused == "residual")
+    plan = plan_reduction(views[0], itemsize, profile, vector, sides)
     family = "fused" if plan.fused else "split"
     if plan.fused or mode == "backward_eval":
         return family, (plan,)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tritonbn_kernels.layout import CHANNELS_FIRST, ChannelView
@@ -236,6 +238,8 @@ PINNABLE = frozenset(
     }
 )
 _pinned: dict[str, int] = {}
+# of the row of a plan file for what is being planned; autograd's threads plan at the same time
+_row: ContextVar[Mapping[str, int]] = ContextVar("row", default=MappingProxyType({}))
 _caches: list[dict[Any, Any]] = []
 # kinds of calls kept before all are forgotten: bounds the memory of a job whose shapes never repeat
 _CACHE_LIMIT = 8192
@@ -306,15 +310,27 @@ def environment_pins() -> dict[str, int]:
 
 
 def pinned(name: str, free: int) -> int:
-    """The pinned value of a field, else `free`; `pinned_plan` precedes the environment."""
+    """The pinned value of a field, else `free`; `pinned_plan` precedes the environment, and both
+    precede a plan file."""
     if name in _pinned:
         return _pinned[name]
-    return environment_pins().get(name, free)
+    return {**_row.get(), **environment_pins()}.get(name, free)
 
 
 def is_pinned(*names: str) -> bool:
     """Whether any of these fields is pinned."""
-    return any(name in _pinned or name in environment_pins() for name in names)
+    return any(name in pins for pins in (_pinned, environment_pins(), _row.get()) for name in names)
+
+
+@contextmanager
+def row_pins(pins: Mapping[str, int]) -> Iterator[None]:
+    """Plans made inside by this thread use these fields, unless `pinned_plan` or the environment
+    pins any: a row of a plan file was measured as a whole."""
+    token = _row.set({} if _pinned or environment_pins() else pins)
+    try:
+        yield
+    finally:
+        _row.reset(token)
 
 
 def pinned_by_block(name: str) -> bool:
