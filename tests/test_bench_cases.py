@@ -9,9 +9,12 @@ import pytest
 
 from tritonbn_bench.cases import (
     DTYPES,
+    MODES,
     RESNET50,
     Case,
     fused_sweep_cases,
+    grid_cases,
+    network_cases,
     resnet50_cases,
     resnet50_fused_cases,
     suite,
@@ -19,8 +22,10 @@ from tritonbn_bench.cases import (
     vector_cases,
 )
 from tritonbn_bench.fusions import FUSIONS
+from tritonbn_bench.networks import NETWORKS
 from tritonbn_bench.providers import ACTIVATIONS
 from tritonbn_kernels.activation_names import activation_of
+from tritonbn_kernels.traffic import floor_bytes, unfused_bytes
 
 CASE = Case("forward_train", "bf16", "nchw", 32, 256, (28, 28), "sweep", "a test")
 
@@ -71,7 +76,7 @@ def test_resnet50_layers_have_two_parameters_per_channel() -> None:
     assert sum(2 * layer.channels * layer.count for layer in RESNET50) == 53_120
 
 
-@pytest.mark.parametrize("name", ["sweep", "resnet50"])
+@pytest.mark.parametrize("name", ["sweep", "resnet50", "networks"])
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 def test_ids_of_a_suite_are_unique(name: str, quick: bool) -> None:
     ids = [case.id for case in suite(name, quick=quick)]
@@ -86,7 +91,7 @@ def test_the_lines_of_a_sweep_cross_in_one_case() -> None:
 
 
 def test_quick_is_a_part_of_the_whole() -> None:
-    for name in ("sweep", "resnet50"):
+    for name in ("sweep", "resnet50", "networks"):
         whole, quick = suite(name), suite(name, quick=True)
         assert {case.id for case in quick} < {case.id for case in whole}
 
@@ -120,12 +125,54 @@ def test_the_fused_line_has_every_fusion_in_both_passes() -> None:
 @pytest.mark.parametrize("name", ["sweep", "resnet50"])
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 def test_a_third_or_more_of_a_suite_is_fused(name: str, quick: bool) -> None:
-    cases = suite(name, quick=quick)
+    trained = ("forward_train", "backward_train")
+    cases = [case for case in suite(name, quick=quick) if case.origin != "grid"]
+    cases = [case for case in cases if case.mode in trained]
     assert 3 * sum(case.fusion != "none" for case in cases) >= len(cases)
 
 
+def test_both_passes_move_what_each_moves() -> None:
+    both = replace(CASE, mode="both_train", fusion="add_relu")
+    passes = [replace(both, mode=mode) for mode in ("forward_train", "backward_train")]
+    for formula in (floor_bytes, unfused_bytes):
+        assert both.moved(formula) == sum(case.moved(formula) for case in passes)
+
+
+def test_the_grid_reaches_far_ends_and_odd_counts_and_no_activation_is_huge() -> None:
+    cases = grid_cases()
+    batches, channels = ({getattr(case, name) for case in cases} for name in ("batch", "channels"))
+    assert (min(batches), max(batches)) == (1, 1024)
+    assert (min(channels), max(channels)) == (3, 4096)
+    assert any(count % 2 for count in channels if count > 3)
+    assert {case.batch for case in cases if case.channels == 3} == batches
+    assert max(case.numel * case.itemsize for case in cases) <= 512 * 2**20
+    assert not any(case in suite("sweep", quick=True) for case in cases if case.batch == 1024)
+
+
+def test_the_sweep_has_every_mode_vectors_and_point_clouds() -> None:
+    for quick in (False, True):
+        cases = suite("sweep", quick=quick)
+        assert {case.mode for case in cases} == set(MODES)
+        assert {"nc", "ncl", "nchw"} <= {case.layout for case in cases}
+
+
+def test_every_shape_of_every_network_is_a_case_that_names_it() -> None:
+    cases = network_cases(dtypes=("bf16",), channels_last=False)
+    forward = [case for case in cases if case.mode == "forward_train"]
+    for network in NETWORKS.values():
+        for layer in network.layers:
+            (case,) = (
+                case
+                for case in forward
+                if (case.channels, case.plane) == (layer.channels, layer.plane)
+            )
+            assert f"{network.name}: {layer.names}" in case.origin
+    counts = sum(layer.count for network in NETWORKS.values() for layer in network.layers)
+    assert sum(case.count for case in forward) == counts
+
+
 def test_an_unknown_suite_is_refused() -> None:
-    with pytest.raises(ValueError, match="sweep or resnet50"):
+    with pytest.raises(ValueError, match="sweep, resnet50 or networks"):
         suite("vgg")
 
 

@@ -8,13 +8,13 @@ import pytest
 from torch.nn import functional
 
 from tests.inputs import DEVICE
-from tritonbn_bench import accuracy, jobs, providers, timer
+from tritonbn_bench import accuracy, jobs, providers, stopwatch
 from tritonbn_bench.cases import Case
 from tritonbn_bench.inputs import Inputs
 from tritonbn_bench.jobs import OutOfTime, Run, default_jobs, perform
 from tritonbn_bench.providers import Prepared, Provider, results_of
 from tritonbn_bench.results import Results
-from tritonbn_bench.timer import FakeTimer
+from tritonbn_bench.stopwatch import FakeStopwatch
 
 CASE = Case("forward_train", "fp32", "nchw", 4, 3, (2, 2), "sweep", "a test")
 
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     }
     monkeypatch.setattr(providers, "PROVIDERS", planted)
     monkeypatch.setattr(jobs, "suite", lambda name, quick: (CASE, replace(CASE, batch=5)))
-    monkeypatch.setattr(timer, "CudaTimer", lambda: FakeTimer(0))
+    monkeypatch.setattr(stopwatch, "stopwatch_of", lambda device, cache: FakeStopwatch(0))
     return Run(Results({}), tmp_path, DEVICE.type)
 
 
@@ -74,7 +74,9 @@ def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
     assert default_jobs("cpu") == (
         *("accuracy", "training", "traffic", "fusion", "memory", "host"),
     )
-    assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {"resnet50", "sweep"}
+    assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {
+        *("resnet50", "sweep", "networks"),
+    }
 
 
 def test_a_run_out_of_time_keeps_what_it_has(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from tritonbn_bench.environment import Environment
 from tritonbn_bench.jobs import Run, perform
 from tritonbn_bench.providers import PROVIDERS
 from tritonbn_bench.results import Results, Row
+from tritonbn_bench.speed_rows import time_rows
+from tritonbn_bench.stopwatch import FakeStopwatch
 from tritonbn_bench.summary import NO_SPEED
-from tritonbn_bench.sweep import planned, time_rows
+from tritonbn_bench.sweep import planned
 from tritonbn_bench.tables import case_table, markdown_table
-from tritonbn_bench.timer import FakeTimer, Samples, Work
+from tritonbn_bench.timer import Samples, Work
 from tritonbn_bench.training import Outcome, Trained, training_rows
 from tritonbn_kernels.traffic import floor_bytes, two_read_bytes, unfused_bytes
 
@@ -49,24 +51,27 @@ def _backend(case: Case, provider: str) -> str:
 def fake_rows(job: str, cases: Sequence[Case]) -> list[Row]:
     """Rows as a GPU would give them, of every provider."""
     rows = []
-    timers = {
-        name: FakeTimer(seed, bandwidth_gb_s=BANDWIDTHS[name])
+    stopwatches = {
+        name: FakeStopwatch(seed, bandwidth_gb_s=BANDWIDTHS[name])
         for seed, name in enumerate(PROVIDERS)
     }
-    for case, provider in planned(cases, list(PROVIDERS.values())):
-        formula = FORMULAS.get(provider.name, unfused_bytes)
-        sizes = (case.numel, case.channels, case.itemsize)
-        moved = formula(case.mode, *sizes, **case.fused.formula)
-        samples = timers[provider.name].measure(Work(lambda _: None, moved_bytes=moved))
-        backend = _backend(case, provider.name)
-        rows += time_rows(job, case, provider.name, backend, samples)
+    for unit in planned(cases, list(PROVIDERS.values())):
+        for provider in unit.wanted:
+            moved = unit.case.moved(FORMULAS.get(provider.name, unfused_bytes))
+            stopwatch, work = stopwatches[provider.name], Work(lambda _: None, moved_bytes=moved)
+            blocks = tuple(stopwatch.block(work, 1) for _ in range(5))
+            samples = Samples(blocks, stopwatch.wall(work), stopwatch.cache)
+            backend = _backend(unit.case, provider.name)
+            rows += time_rows(job, unit.case, provider.name, backend, samples)
     return rows
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a full sweep on an imaginary GPU, with one rival that failed."""
-    rows = fake_rows("sweep", suite("sweep")) + fake_rows("resnet50", suite("resnet50"))
+    # the lines are drawn, the grid is not
+    lines = [case for case in suite("sweep") if case.origin != "grid"]
+    rows = fake_rows("sweep", lines) + fake_rows("resnet50", suite("resnet50"))
     failed = replace(rows[0], provider="torch.compile", case="x", value=None, status="failed")
     results = Results(GPU, [*rows, replace(failed, reason="RuntimeError: no | compiler")])
     return write_report(results, tmp_path_factory.mktemp("measured"))

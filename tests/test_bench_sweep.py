@@ -15,6 +15,7 @@ from tests.inputs import DEVICE
 from tritonbn_bench.cases import MODES, Case
 from tritonbn_bench.fusions import FUSIONS
 from tritonbn_bench.inputs import Inputs, make_inputs
+from tritonbn_bench.measure import SWEEP_RULE, Meter
 from tritonbn_bench.providers import (
     PROVIDERS,
     BatchNorm,
@@ -26,8 +27,8 @@ from tritonbn_bench.providers import (
     torch_backend,
 )
 from tritonbn_bench.results import Row
+from tritonbn_bench.stopwatch import CudaStopwatch, FakeStopwatch
 from tritonbn_bench.sweep import measure, planned
-from tritonbn_bench.timer import FakeTimer
 from tritonbn_kernels.traffic import floor_bytes
 
 CASE = Case("forward_train", "fp32", "nchw", 4, 3, (2, 2), "sweep", "a test")
@@ -35,7 +36,8 @@ CASE = Case("forward_train", "fp32", "nchw", 4, 3, (2, 2), "sweep", "a test")
 
 def _measure(case: Case, *providers: Provider) -> list[Row]:
     rows: list[Row] = []
-    measure("sweep", planned([case], providers), FakeTimer(0), DEVICE.type, rows.extend)
+    meter = Meter(DEVICE.type, FakeStopwatch(0))
+    measure("sweep", planned([case], providers), meter, rows.extend)
     return rows
 
 
@@ -122,10 +124,13 @@ def test_a_right_provider_gets_time_throughput_and_wall_time() -> None:
         ("time", "ms", "ok"),
         ("throughput", "GB/s", "ok"),
         ("wall time", "ms", "ok"),
+        ("dropped rounds", "1", "ok"),
     ]
-    time, throughput, _ = rows
+    time, throughput, wall, dropped = rows
+    assert wall.host_bound and time.host_bound is None
+    assert (dropped.value, dropped.samples) == (0, 12)
     assert throughput.value == pytest.approx(time.floor_bytes / time.value / 1e6)  # type: ignore[operator]
-    assert time.samples == 20
+    assert time.samples == 12
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -157,8 +162,8 @@ def test_fused_cases_have_ours_unfused_for_a_rival_too(mode: str, fusion: str) -
     rows = [row for row in _measure(case, *providers) if row.quantity == "time"]
     assert [row.reason for row in rows] == [""] * len(rows)
     assert [row.provider for row in rows] == ["tritonbn", "tritonbn unfused", "torch", "copy"]
-    plain = floor_bytes(mode, case.numel, case.channels, case.itemsize)
-    more = floor_bytes(mode, case.numel, case.channels, case.itemsize, **case.fused.formula)
+    plain = replace(case, fusion="none").moved(floor_bytes)
+    more = case.moved(floor_bytes)
     assert {row.floor_bytes for row in rows} == {more} and more >= plain
 
 
@@ -251,19 +256,24 @@ def test_poison_is_gone_after_its_block() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", MODES[:2])
+@pytest.mark.parametrize("mode", [*MODES[:2], "both_train"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("fusion", ["none", "add_relu"])
 def test_every_provider_is_measured_on_the_gpu(mode: str, dtype: str, fusion: str) -> None:
-    from tritonbn_bench.timer import CudaTimer
-
     case = Case(mode, dtype, "nchw", 8, 64, (28, 28), "sweep", "a test", fusion=fusion)
     rows: list[Row] = []
-    pairs = planned([case], list(PROVIDERS.values()))
-    measure("sweep", pairs, CudaTimer(budget_ms=20), "cuda", rows.extend)
+    units = planned([case], list(PROVIDERS.values()))
+    rule = replace(SWEEP_RULE, rounds=3, fewest=3)
+    measure("sweep", units, Meter("cuda", CudaStopwatch(), rule=rule), rows.extend)
     times = {row.provider: row for row in rows if row.quantity == "time"}
     more = ["tritonbn unfused"] if fusion != "none" else []
     assert {name: row.reason for name, row in times.items()} == {
         name: "" for name in ("tritonbn", "torch", "copy", "torch.compile", *more)
     }
     assert times["torch"].backend == ("cuDNN" if dtype == "fp32" else "ATen native")
+    graphs = [row for row in rows if row.quantity == "graph time"]
+    assert [(row.provider, row.reason) for row in graphs] == [(name, "") for name in times]
+    peaks = {row.provider: row.value for row in rows if row.quantity.startswith("peak memory")}
+    assert all(value and value > 0 for name, value in peaks.items() if name != "copy")
+    shares = {row.provider: row.value for row in rows if row.quantity == "share of copy"}
+    assert all(value and 0 < value < 3 for value in shares.values())

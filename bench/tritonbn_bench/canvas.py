@@ -14,6 +14,7 @@ MODES = {
     "backward_train": "training backward",
     "forward_eval": "eval forward",
     "backward_eval": "eval backward",
+    "both_train": "training forward + backward",
 }
 
 

@@ -1,20 +1,21 @@
 """What is measured: declared shapes with their origin. Pure Python: no torch, no device.
 
 A case is one BatchNorm call with what follows it: mode, dtype, layout, shape and fusion. The suites
-declared here: two lines through the batch x channels plane, one of them with activation and
-residual too, the BatchNorm layers of ResNet-50, alone and with what follows them there, and shapes
-without a plane (fully connected layers, real activations).
+declared here: "sweep", two lines through the batch x channels plane, one of them with activation
+and residual too and in every mode, a grid over the plane, and shapes without a plane (fully
+connected layers, point clouds, real activations); "resnet50", its BatchNorm layers, alone and with
+what follows them there; "networks", the layers of every network that the planner knows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .fusions import NONE, Fusion, fusion_of
-from .networks import RESNET50, Layer
+from .networks import NETWORKS, RESNET50, Layer
 
 __all__ = [
     "DTYPES",
@@ -25,6 +26,8 @@ __all__ = [
     "Case",
     "Layer",
     "fused_sweep_cases",
+    "grid_cases",
+    "network_cases",
     "resnet50_cases",
     "resnet50_fused_cases",
     "suite",
@@ -32,9 +35,10 @@ __all__ = [
     "vector_cases",
 ]
 
-MODES = ("forward_train", "backward_train", "forward_eval", "backward_eval")
+# both_train is a forward and its backward pass in one call, as a training step has them
+MODES = ("forward_train", "backward_train", "forward_eval", "backward_eval", "both_train")
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8}
-LAYOUTS = ("nc", "ncl", "nchw", "nhwc", "ncdhw", "ndhwc")
+LAYOUTS = ("nc", "ncl", "nlc", "nchw", "nhwc", "ncdhw", "ndhwc")
 
 TRAINING_MODES = ("forward_train", "backward_train")
 SWEEP_DTYPES = ("fp32", "fp16", "bf16")
@@ -43,6 +47,14 @@ SWEEP_CHANNELS = (3, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # both lines cross at the shape of ResNet-50's third stage
 SWEEP_BATCH, SWEEP_CHANNEL, SWEEP_PLANE = 32, 256, (28, 28)
 RESNET50_BATCH = 64
+LINE, DIGITS = "line of batch sizes", "digits through the first convolution of SimpleCNN"
+# a grid over the plane for pictures: far ends, powers of four and odd counts
+GRID_BATCHES = (1, 4, 16, 64, 256, 1024)
+GRID_CHANNELS = (3, 17, 64, 250, 256, 1024, 4096)
+GRID_DTYPES = ("fp32", "bf16")
+# of one activation: beyond it a case says no more than the one before it, and takes longer
+GRID_BYTES = 512 * 1024 * 1024
+NETWORK_BATCH = 32
 # of the fused line: the two that networks have most, and one activation without a kink
 SWEEP_FUSIONS = ("relu", "add_relu", "silu")
 
@@ -51,6 +63,11 @@ VECTORS = (
     (256, 128, "the head of SimpleCNN"),
     (4096, 1024, "a wide perceptron"),
     (65536, 64, "points of a point cloud"),
+)
+# (batch, channels, points, origin) of point clouds
+POINTS = tuple(
+    (32, channels, 1024, "PointNet (Qi et al. 2017, figure 2): shared perceptrons on 1024 points")
+    for channels in (64, 128, 1024)
 )
 
 
@@ -119,6 +136,22 @@ class Case:
         }
 
     @property
+    def training(self) -> bool:
+        """Whether the statistics are those of the batch."""
+        return self.mode.endswith("train")
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The modes of which the call is made: one, or a forward and a backward pass."""
+        both = self.mode == "both_train"
+        return ("forward_train", "backward_train") if both else (self.mode,)
+
+    def moved(self, formula: Callable[..., int]) -> int:
+        """Bytes by a formula of `tritonbn_kernels.traffic`, summed over the passes."""
+        sizes = (self.numel, self.channels, self.itemsize)
+        return sum(formula(mode, *sizes, **self.fused.formula) for mode in self.passes)
+
+    @property
     def space(self) -> int:
         """Values per sample and channel."""
         return math.prod(self.plane)
@@ -160,7 +193,7 @@ def sweep_cases(
         dtypes: keys of DTYPES
         layouts: of four axes
     """
-    points = [(batch, SWEEP_CHANNEL, "line of batch sizes") for batch in batches]
+    points = [(batch, SWEEP_CHANNEL, LINE) for batch in batches]
     points += [(SWEEP_BATCH, count, "line of channel counts") for count in channels]
     return _unique(
         Case(mode, dtype, layout, batch, count, SWEEP_PLANE, "sweep", origin)
@@ -171,6 +204,40 @@ def sweep_cases(
     )
 
 
+def mode_cases(
+    batches: Sequence[int], dtypes: Sequence[str], layouts: Sequence[str]
+) -> tuple[Case, ...]:
+    """Cases along the line of batch sizes in the modes that the lines have not."""
+    return tuple(
+        Case(mode, dtype, layout, batch, SWEEP_CHANNEL, SWEEP_PLANE, "sweep", LINE)
+        for layout in layouts
+        for dtype in dtypes
+        for mode in MODES
+        if mode not in TRAINING_MODES
+        for batch in batches
+    )
+
+
+def grid_cases(
+    batches: Sequence[int] = GRID_BATCHES,
+    channels: Sequence[int] = GRID_CHANNELS,
+    dtypes: Sequence[str] = GRID_DTYPES,
+    layouts: Sequence[str] = ("nchw", "nhwc"),
+    most_bytes: int = GRID_BYTES,
+) -> tuple[Case, ...]:
+    """Cases over the batch x channels plane for pictures of it, activations of `most_bytes` at
+    most."""
+    cases = (
+        Case(mode, dtype, layout, batch, count, SWEEP_PLANE, "sweep", "grid")
+        for layout in layouts
+        for dtype in dtypes
+        for mode in TRAINING_MODES
+        for batch in batches
+        for count in channels
+    )
+    return tuple(case for case in cases if case.numel * case.itemsize <= most_bytes)
+
+
 def fused_sweep_cases(
     batches: Sequence[int] = SWEEP_BATCHES,
     dtypes: Sequence[str] = SWEEP_DTYPES,
@@ -179,17 +246,7 @@ def fused_sweep_cases(
     """Cases along the line of batch sizes with each of SWEEP_FUSIONS behind BatchNorm; arguments as
     `sweep_cases`."""
     return tuple(
-        Case(
-            mode,
-            dtype,
-            layout,
-            batch,
-            SWEEP_CHANNEL,
-            SWEEP_PLANE,
-            "sweep",
-            "line of batch sizes",
-            fusion=fusion,
-        )
+        Case(mode, dtype, layout, batch, SWEEP_CHANNEL, SWEEP_PLANE, "sweep", LINE, fusion=fusion)
         for layout in layouts
         for dtype in dtypes
         for mode in TRAINING_MODES
@@ -241,37 +298,75 @@ def resnet50_fused_cases(
     )
 
 
+def network_cases(
+    batch: int = NETWORK_BATCH,
+    dtypes: Sequence[str] = ("bf16",),
+    channels_last: bool = True,
+) -> tuple[Case, ...]:
+    """Cases of the BatchNorm layers of every network of `networks.NETWORKS`.
+
+    Networks that share a shape share a case: its origin names them all, its count sums them.
+
+    Args:
+        batch: N
+        dtypes: keys of DTYPES
+        channels_last: whether images and volumes are measured with the channel last too
+    """
+    origins: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    counts: dict[tuple[int, tuple[int, ...]], int] = {}
+    for network in NETWORKS.values():
+        for layer in network.layers:
+            shape = (layer.channels, layer.plane)
+            origins.setdefault(shape, []).append(f"{network.name}: {layer.names}")
+            counts[shape] = counts.get(shape, 0) + layer.count
+    layouts = {0: ("nc",), 2: ("nchw", "nhwc"), 3: ("ncdhw", "ndhwc")}
+    return _unique(
+        Case(
+            mode,
+            dtype,
+            layout,
+            batch,
+            channels,
+            plane,
+            "networks",
+            "; ".join(origins[channels, plane]),
+            counts[channels, plane],
+        )
+        for dtype in dtypes
+        for mode in TRAINING_MODES
+        for channels, plane in origins
+        for layout in layouts[len(plane)][: 2 if channels_last else 1]
+    )
+
+
 def vector_cases(dtypes: Sequence[str] = SWEEP_DTYPES) -> tuple[Case, ...]:
-    """Cases of shape (N, C), which never reach cuDNN, and of real activations of 8 x 8 digits."""
+    """Cases of shape (N, C), which never reach cuDNN, of point clouds (N, C, L), and of real
+    activations of 8 x 8 digits."""
     vectors = (
         Case(mode, dtype, "nc", batch, channels, (), "vectors", origin)
         for dtype in dtypes
         for mode in TRAINING_MODES
         for batch, channels, origin in VECTORS
     )
+    points = (
+        Case(mode, dtype, "ncl", batch, channels, (length,), "vectors", origin)
+        for dtype in dtypes
+        for mode in TRAINING_MODES
+        for batch, channels, length, origin in POINTS
+    )
     digits = (
-        Case(
-            mode,
-            dtype,
-            "nchw",
-            1797,
-            16,
-            (8, 8),
-            "vectors",
-            "digits through the first convolution of SimpleCNN",
-            data="digits",
-        )
+        Case(mode, dtype, "nchw", 1797, 16, (8, 8), "vectors", DIGITS, data="digits")
         for dtype in dtypes
         for mode in TRAINING_MODES
     )
-    return (*vectors, *digits)
+    return (*vectors, *points, *digits)
 
 
 def suite(name: str, *, quick: bool = False) -> tuple[Case, ...]:
     """The cases of a suite that is measured on a GPU.
 
     Args:
-        name: "sweep" (with the vectors) or "resnet50"
+        name: "sweep" (with the vectors), "resnet50" or "networks"
         quick: fewer points, fp32 and bf16 only, channels first
 
     Raises:
@@ -285,12 +380,20 @@ def suite(name: str, *, quick: bool = False) -> tuple[Case, ...]:
         lines = sweep_cases(batches, SWEEP_CHANNELS[::step], dtypes, layouts)
         # four batch sizes with each fusion are enough to see a slope
         fused = fused_sweep_cases(SWEEP_BATCHES[::3], dtypes, layouts)
-        return (*lines, *fused, *vector_cases(dtypes))
+        modes = mode_cases(SWEEP_BATCHES[::3], dtypes, layouts)
+        grid = () if quick else grid_cases()
+        return _unique((*lines, *fused, *modes, *grid, *vector_cases(dtypes)))
     if name == "resnet50":
         options: dict[str, Any] = {"dtypes": dtypes, "layouts": layouts}
         return (*resnet50_cases(**options), *resnet50_fused_cases(**options))
-    raise ValueError(f"expected a suite to be sweep or resnet50, got {name}")
+    if name == "networks":
+        return network_cases(channels_last=not quick)
+    raise ValueError(f"expected a suite to be sweep, resnet50 or networks, got {name}")
 
 
 def _unique(cases: Iterable[Case]) -> tuple[Case, ...]:
-    return tuple({case.id: case for case in cases}.values())
+    found: dict[str, Case] = {}
+    for case in cases:
+        # the first says where it comes from
+        found.setdefault(case.id, case)
+    return tuple(found.values())

@@ -81,6 +81,9 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
         return low + (high - low) * values
 
     def activation(values: Tensor) -> Tensor:
+        if case.layout == "nlc":
+            # torch has no memory format of three axes
+            return values.to(dtype).movedim(1, -1).contiguous().movedim(-1, 1)
         memory_format = _MEMORY_FORMATS.get(case.layout, torch.contiguous_format)
         return values.to(dtype).contiguous(memory_format=memory_format)
 
@@ -98,8 +101,8 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
     if case.fused.residual:
         values = torch.randn(case.shape, generator=random, device=device)
         inputs = replace(inputs, residual=activation(values))
-    if case.mode.startswith("backward") and case.fused.activation in _KINKS:
-        dy.masked_fill_(_near_a_kink(inputs, case.mode.endswith("train")), 0.0)
+    if not case.mode.startswith("forward") and case.fused.activation in _KINKS:
+        dy.masked_fill_(_near_a_kink(inputs, case.training), 0.0)
     for leaf in inputs.leaves.values():
         leaf.requires_grad_()
     return inputs

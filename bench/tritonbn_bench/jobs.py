@@ -21,7 +21,7 @@ from .summary import HOST_DIFFERENCE, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED
 
 __all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
 
-NEEDS_GPU = ("sweep", "resnet50")
+NEEDS_GPU = ("sweep", "resnet50", "networks")
 _SAVE_SECONDS = 5.0
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
@@ -47,6 +47,7 @@ class Run:
         quick: fewer cases
         providers: names of the providers to be measured, all if empty
         deadline: `time.monotonic()` at which to stop, never if None
+        cache: of the sweeps: one of `stopwatch.CACHES`, the device's own if None
     """
 
     results: Results
@@ -55,6 +56,7 @@ class Run:
     quick: bool = False
     providers: tuple[str, ...] = ()
     deadline: float | None = None
+    cache: str | None = None
     _saved: float = -math.inf
 
     def add(self, rows: list[Row]) -> None:
@@ -263,30 +265,43 @@ def _host_rows() -> list[Row]:
 
 def _suite(name: str, *, slow: bool) -> Callable[[Run], None]:
     def measure_suite(run: Run) -> None:
+        from .clocks import clock_of
+        from .measure import Meter
         from .providers import PROVIDERS
+        from .stopwatch import stopwatch_of
         from .sweep import measure, planned
-        from .timer import CudaTimer
 
-        done = run.results.done()
-        wanted = [PROVIDERS[item] for item in run.providers or PROVIDERS]
-        wanted = [provider for provider in wanted if provider.slow == slow]
-        pairs = [
-            (case, provider)
-            for case, provider in planned(suite(name, quick=run.quick), wanted)
-            if (name, case.id, case.data, provider.name) not in done
-        ]
-        present = [pair for pair in pairs if not _absent(pair[0])]
-        for case, provider in pairs:
-            if _absent(case):
-                run.add([_skipped(name, case, provider.name, _absent(case))])
+        chosen = [PROVIDERS[item] for item in run.providers or PROVIDERS]
+        wanted = [provider for provider in chosen if provider.slow == slow]
+        finished = run.results.done()
+        present = []
+        for case in suite(name, quick=run.quick):
+            absent = _absent(case)
+            if not absent:
+                present.append(case)
+                continue
+            for provider in wanted:
+                if (name, case.id, case.data, provider.name) not in finished:
+                    run.add([_skipped(name, case, provider.name, absent)])
+        units = list(
+            planned(
+                present,
+                wanted,
+                lambda case, provider: (name, case.id, case.data, provider.name) in finished,
+                beside=chosen,
+            )
+        )
+        if not units:
+            return
+        meter = Meter(run.device, stopwatch_of(run.device, run.cache), clock_of(run.device))
         label = f"{name}, compiled" if slow else name
-        with progress(label, len(present)) as advance:
+        with progress(label, len(units)) as advance:
 
             def keep(rows: list[Row]) -> None:
                 advance()
                 run.add(rows)
 
-            measure(name, present, CudaTimer(), run.device, keep)
+            measure(name, units, meter, keep)
 
     return measure_suite
 
@@ -323,9 +338,11 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "host": _host,
     "resnet50": _suite("resnet50", slow=False),
     "sweep": _suite("sweep", slow=False),
+    "networks": _suite("networks", slow=False),
 }
 # the same cases with providers that compile: little is lost when time runs out on them
 SLOW_JOBS: dict[str, Callable[[Run], None]] = {
     "resnet50": _suite("resnet50", slow=True),
     "sweep": _suite("sweep", slow=True),
+    "networks": _suite("networks", slow=True),
 }

@@ -22,6 +22,7 @@ from tritonbn_kernels.traffic import floor_bytes, two_read_bytes, unfused_bytes
 from .cases import Case
 from .fusions import NONE, PLAIN
 from .inputs import Inputs
+from .timer import Work
 
 __all__ = [
     "ACTIVATIONS",
@@ -58,6 +59,8 @@ class Prepared:
         setup: run untimed before each call
         outputs: a fresh run from untouched buffers, every result by name
         moved_bytes: bytes moved by the formula of this provider's algorithm
+        graph: the forward pass that keeps what the backward pass needs; None where there is none
+        produce: writes the call's main operand anew, as the operator before it does
     """
 
     backend: str
@@ -65,6 +68,13 @@ class Prepared:
     setup: Callable[[], Any]
     outputs: Callable[[], dict[str, Tensor]]
     moved_bytes: int
+    graph: Callable[[], Tensor] | None = None
+    produce: Callable[[], object] = lambda: None
+
+    @property
+    def work(self) -> Work:
+        """What a stopwatch times."""
+        return Work(self.call, self.setup, self.moved_bytes, self.produce)
 
 
 @dataclass(frozen=True)
@@ -145,18 +155,21 @@ def results_of(function: BatchNorm, inputs: Inputs, mode: str) -> dict[str, Tens
 
     Returns:
         forward: y, and in training running_mean and running_var; backward: dx, dgamma, dbeta and,
-        where there is a residual, dresidual
+        where there is a residual, dresidual; both: all of them
     """
     training = mode.endswith("train")
     running = (inputs.running_mean.clone(), inputs.running_var.clone())
     with torch.set_grad_enabled(mode != "forward_eval"):
         y = _forward(function, inputs, running, training)
-    if mode == "forward_eval":
-        return {"y": y}
-    if mode == "forward_train":
-        return {"y": y.detach(), "running_mean": running[0], "running_var": running[1]}
-    gradients = torch.autograd.grad(y, list(inputs.leaves.values()), inputs.dy)
-    return dict(zip(inputs.leaves, gradients, strict=True))
+    results: dict[str, Tensor] = {}
+    if not mode.startswith("backward"):
+        results["y"] = y.detach()
+        if training:
+            results |= {"running_mean": running[0], "running_var": running[1]}
+    if not mode.startswith("forward"):
+        gradients = torch.autograd.grad(y, list(inputs.leaves.values()), inputs.dy)
+        results |= dict(zip(inputs.leaves, gradients, strict=True))
+    return results
 
 
 def _forward(
@@ -177,11 +190,10 @@ def _prepare_function(
     formula: Callable[..., int] = unfused_bytes,
 ) -> Prepared:
     """A function with the arguments of torch's, timed as autograd runs it."""
-    training = case.mode.endswith("train")
     running = (inputs.running_mean.clone(), inputs.running_var.clone())
 
     def forward(_: object = None) -> Tensor:
-        return _forward(function, inputs, running, training)
+        return _forward(function, inputs, running, case.training)
 
     def inference(_: object = None) -> Tensor:
         with torch.no_grad():
@@ -195,19 +207,35 @@ def _prepare_function(
     calls: dict[str, Callable[[Any], object]] = {
         "forward_train": forward,
         "forward_eval": inference,
+        "both_train": lambda _: backward(forward()),
     }
     return Prepared(
         backend=backend,
         call=calls.get(case.mode, backward),
         setup=(lambda: None) if case.mode in calls else forward,
         outputs=lambda: results_of(function, inputs, case.mode),
-        moved_bytes=_moved(formula, case),
+        moved_bytes=case.moved(formula),
+        graph=None if case.mode == "forward_eval" else forward,
+        produce=_produced(inputs.dy if case.mode.startswith("backward") else inputs.x),
     )
 
 
-def _moved(formula: Callable[..., int], case: Case) -> int:
-    sizes = (case.numel, case.channels, case.itemsize)
-    return formula(case.mode, *sizes, **case.fused.formula)
+def _produced(operand: Tensor) -> Callable[[], object]:
+    """Writes an operand anew with what it holds."""
+
+    def produce() -> None:
+        with torch.no_grad():
+            operand.copy_(source())
+
+    kept: list[Tensor] = []
+
+    def source() -> Tensor:
+        # of use in one state of the caches only, so made when it is asked for
+        if not kept:
+            kept.append(operand.detach().clone())
+        return kept[0]
+
+    return produce
 
 
 def _our_backend(inputs: Inputs) -> str:
@@ -228,7 +256,7 @@ def _prepare_unfused(case: Case, inputs: Inputs) -> Prepared:
 
 
 def _prepare_torch(case: Case, inputs: Inputs) -> Prepared:
-    backend = torch_backend(inputs, case.mode.endswith("train"))
+    backend = torch_backend(inputs, case.training)
     return _prepare_function(composed(functional.batch_norm), backend, case, inputs)
 
 
@@ -242,7 +270,7 @@ def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
 
 def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:
     """A copy that reads and writes half of the case's floor bytes each."""
-    moved = _moved(floor_bytes, case)
+    moved = case.moved(floor_bytes)
     source = torch.randn(moved // 8, device=inputs.x.device)
     target = torch.empty_like(source)
 
@@ -254,7 +282,8 @@ def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:
         call=copy,
         setup=lambda: None,
         outputs=lambda: {"wrong": (copy() != source).sum()},
-        moved_bytes=moved,
+        moved_bytes=8 * source.numel(),
+        produce=_produced(source),
     )
 
 

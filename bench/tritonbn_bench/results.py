@@ -17,8 +17,20 @@ from .environment import Environment, same_machine
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "ENVIRONMENT_COLUMNS", "KINDS", "Results", "Row", "throughput_row"]
+__all__ = [
+    "ASIDE",
+    "COLUMNS",
+    "ENVIRONMENT_COLUMNS",
+    "GRAPH_TIME",
+    "KINDS",
+    "Results",
+    "Row",
+    "throughput_row",
+]
 
+# figures beside others: where one cannot be had, the work need not be done again
+GRAPH_TIME = "graph time"
+ASIDE = (GRAPH_TIME,)
 SCHEMA = "tritonbn.results/1"
 KINDS = ("measured", "modelled", "static")
 # repeated in every line of the CSV, so that a line can be read alone
@@ -34,7 +46,10 @@ class Row:
     """One figure and what it is a figure of; `COLUMNS` says what each field means."""
 
     job: str = field(
-        metadata={"meaning": "accuracy, sweep, resnet50, training, traffic, fusion, memory or host"}
+        metadata={
+            "meaning": "accuracy, sweep, resnet50, networks, model, endtoend, training, traffic, "
+            "fusion, memory or host"
+        }
     )
     kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})
     case: str = field(metadata={"meaning": "id: mode/dtype/layout/shape, or the job's own"})
@@ -42,12 +57,16 @@ class Row:
     quantity: str = field(metadata={"meaning": "what the value is"})
     unit: str = _column("unit of value, low, high and bound; 1 for a plain number", "1")
     value: float | None = _column("the figure; a median where samples were taken", None)
-    low: float | None = _column("20th percentile", None)
-    high: float | None = _column("80th percentile", None)
+    low: float | None = _column(
+        "20th percentile; of a ratio or a share the low end of its 95 % interval", None
+    )
+    high: float | None = _column(
+        "80th percentile; of a ratio or a share the high end of its 95 % interval", None
+    )
     bound: float | None = _column("largest value allowed", None)
-    samples: int | None = _column("samples taken", None)
+    samples: int | None = _column("samples, or rounds, that count", None)
     floor_bytes: int | None = _column("bytes that any algorithm must move", None)
-    mode: str = _column("forward or backward, train or eval", "")
+    mode: str = _column("forward, backward or both, train or eval", "")
     dtype: str = _column("dtype of the activations", "")
     layout: str = _column("order of the axes in memory", "")
     batch: int | None = _column("N", None)
@@ -58,7 +77,16 @@ class Row:
     count: int | None = _column("layers of the origin with this shape", None)
     fusion: str = _column("what follows BatchNorm in the call: none, relu, add_relu, ...", "none")
     backend: str = _column("the implementation that really ran", "")
-    cache: str = _column("state of the caches before a sample", "")
+    cache: str = _column(
+        "state of the caches before a call: cold, hot, produced (cold, then the main operand "
+        "written anew)",
+        "",
+    )
+    host_bound: bool | None = _column(
+        "of a wall time: whether it is more than 1.3 x the device time, so that the host sets the "
+        "pace",
+        None,
+    )
     step: int | None = _column("training step", None)
     status: str = _column("ok, failed or skipped", "ok")
     reason: str = _column("why it failed or was skipped", "")
@@ -143,7 +171,7 @@ class Results:
                 f"the results in {folder} differ from this run in {', '.join(different)}; "
                 "choose another --out, or leave out --resume to start again"
             )
-        again = {row.key for row in found.rows if row.status != "ok"}
+        again = {row.key for row in found.rows if row.status != "ok" and row.quantity not in ASIDE}
         kept = [row for row in found.rows if row.key not in again]
         return cls({**environment, "date": found.environment.get("date")}, kept)
 
@@ -168,7 +196,14 @@ class Results:
         return {row.key for row in self.rows}
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Append rows."""
+        """Append rows; one measured again takes the place of what it was before."""
+        new = {(row.key, row.quantity, row.step) for row in rows}
+        keys = {row.key for row in rows}
+        self.rows = [
+            row
+            for row in self.rows
+            if row.key not in keys or (row.key, row.quantity, row.step) not in new
+        ]
         self.rows.extend(rows)
 
     def frame(self) -> pandas.DataFrame:

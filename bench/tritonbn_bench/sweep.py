@@ -1,34 +1,82 @@
-"""Cases times providers: correctness first, then time, then rows."""
+"""Cases with all their providers: correctness first, then time side by side, then rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tritonbn_kernels.traffic import floor_bytes
-
 from .accuracy import judge
 from .cases import Case
+from .footprint import PEAK, SAVED, kept_bytes, peak_bytes
+from .graphs import replayed
 from .inputs import Inputs, make_inputs
+from .measure import Meter, Timed, in_words, time_together
 from .providers import Prepared, Provider, composed, poisoned_memory, results_of
-from .results import Row, throughput_row
-from .timer import Samples, Timer, Work
+from .results import Row
+from .speed_rows import (
+    COPY,
+    DROPPED,
+    failed_row,
+    figure_row,
+    graph_row,
+    ratio_row,
+    share_row,
+    time_rows,
+)
+from .summary import OURS
+from .timer import Samples
 
-__all__ = ["measure", "planned", "time_rows"]
+__all__ = ["Unit", "measure", "planned"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A case and who is timed on it in the same rounds.
+
+    Attributes:
+        case: what is computed
+        wanted: who gets rows
+        beside: who has rows already and is timed again: tritonbn and the copy, for ratios hold
+            between times of the same rounds only
+    """
+
+    case: Case
+    wanted: tuple[Provider, ...]
+    beside: tuple[Provider, ...] = ()
 
 
 def planned(
-    cases: Sequence[Case], providers: Sequence[Provider]
-) -> Iterator[tuple[Case, Provider]]:
-    """Pairs to be measured: every case with each provider that takes it."""
+    cases: Sequence[Case],
+    providers: Sequence[Provider],
+    done: Callable[[Case, Provider], bool] = lambda case, provider: False,
+    beside: Sequence[Provider] = (),
+) -> Iterator[Unit]:
+    """What is to be measured: every case with the providers that take it and are not done yet.
+
+    Args:
+        cases: in the order of measuring
+        providers: who is to get rows
+        done: whether a provider has rows of a case; where tritonbn has none, nobody has ratios, and
+            all are measured
+        beside: of these tritonbn and the copy are timed beside the others where they are done
+    """
     for case in cases:
-        for provider in providers:
-            if provider.takes(case):
-                yield case, provider
+        takes = [provider for provider in providers if provider.takes(case)]
+        wanted = [provider for provider in takes if not done(case, provider)]
+        if any(provider.name == OURS for provider in wanted):
+            wanted = takes
+        if wanted:
+            others = [
+                provider
+                for provider in dict.fromkeys((*takes, *beside))
+                if provider.name in (OURS, COPY) and provider not in wanted and provider.takes(case)
+            ]
+            yield Unit(case, tuple(wanted), tuple(others))
 
 
 @dataclass
@@ -68,98 +116,93 @@ class _Bench:
 
 
 def measure(
-    job: str,
-    pairs: Iterable[tuple[Case, Provider]],
-    timer: Timer,
-    device: str,
-    on_rows: Callable[[list[Row]], None],
+    job: str, units: Iterable[Unit], meter: Meter, on_rows: Callable[[list[Row]], None]
 ) -> None:
-    """Measure every pair and hand its rows over as soon as they are there.
+    """Measure every unit and hand its rows over as soon as they are there.
 
     A provider that raises, or whose results break the bound of the accuracy table, gets one row
     with its reason and no figure.
 
     Args:
         job: name of the job in the rows
-        pairs: as `planned` gives them, less what is done already
-        timer: measures what passed
-        device: "cuda" or "cpu"
-        on_rows: called once for each pair
+        units: as `planned` gives them
+        meter: measures what passed
+        on_rows: called once for each unit
     """
-    bench = _Bench(device)
-    for case, provider in pairs:
+    bench = _Bench(meter.device)
+    for unit in units:
+        on_rows(_rows(job, unit, bench, meter))
+
+
+def _rows(job: str, unit: Unit, bench: _Bench, meter: Meter) -> list[Row]:
+    case = unit.case
+    ready: dict[str, Prepared] = {}
+    faults: dict[str, str] = {}
+    for provider in (*unit.wanted, *unit.beside):
         try:
             prepared = provider.prepare(case, bench.at(case))
             fault = bench.fault(case, provider, prepared)
-            if not fault:
-                work = Work(prepared.call, prepared.setup, prepared.moved_bytes)
-                rows = time_rows(job, case, provider.name, prepared.backend, timer.measure(work))
         except Exception as problem:
-            # one rival's missing compiler or memory must not end a sweep of hours
-            fault = f"{type(problem).__name__}: {str(problem).strip()[:300]}"
+            fault = in_words(problem)
         if fault:
-            rows = [_time_row(job, case, provider.name, status="failed", reason=fault)]
-        on_rows(rows)
+            faults[provider.name] = fault
+        else:
+            ready[provider.name] = prepared
+    timed = time_together({name: one.work for name, one in ready.items()}, meter, OURS)
+    faults |= timed.faults
+    ready = {name: one for name, one in ready.items() if name not in faults}
+    rows: list[Row] = []
+    for provider in unit.wanted:
+        name = provider.name
+        if name in ready:
+            try:
+                rows += _figures(job, case, name, ready, timed, bench.at(case), meter)
+            except Exception as problem:
+                faults[name] = in_words(problem)
+        if name in faults:
+            rows.append(failed_row(job, case, name, faults[name]))
+    names = [provider.name for provider in unit.wanted if provider.name not in faults]
+    if names:
+        dropped = timed.taken - len(timed.rounds)
+        rows.append(figure_row(job, case, names[0], DROPPED, dropped, samples=timed.taken))
+    return rows
 
 
-def time_rows(job: str, case: Case, provider: str, backend: str, samples: Samples) -> list[Row]:
-    """Rows of one measurement: device time, throughput, host wall time."""
-    time = _time_row(
-        job,
-        case,
-        provider,
-        value=samples.median,
-        low=samples.low,
-        high=samples.high,
-        samples=len(samples.device_ms),
-        backend=backend,
-        cache=samples.cache,
-    )
-    wall = _time_row(
-        job,
-        case,
-        provider,
-        quantity="wall time",
-        value=samples.wall_ms,
-        backend=backend,
-        # calls follow one another, so what fits stays in the caches
-        cache="hot",
-    )
-    return [time, throughput_row(time), wall]
-
-
-def _time_row(
+def _figures(
     job: str,
     case: Case,
-    provider: str,
-    *,
-    quantity: str = "time",
-    value: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    samples: int | None = None,
-    backend: str = "",
-    cache: str = "",
-    status: str = "ok",
-    reason: str = "",
-) -> Row:
-    return Row(
-        job=job,
-        kind="measured",
-        case=case.id,
-        provider=provider,
-        quantity=quantity,
-        unit="ms",
-        value=value,
-        low=low,
-        high=high,
-        samples=samples,
-        floor_bytes=floor_bytes(
-            case.mode, case.numel, case.channels, case.itemsize, **case.fused.formula
-        ),
-        **case.columns,
-        backend=backend,
-        cache=cache,
-        status=status,
-        reason=reason,
-    )
+    name: str,
+    ready: Mapping[str, Prepared],
+    timed: Timed,
+    inputs: Inputs,
+    meter: Meter,
+) -> list[Row]:
+    """Everything about one provider whose results are right."""
+    one = ready[name]
+    cache, rule = meter.stopwatch.cache, meter.rule
+    samples = Samples(timed.times(name), meter.stopwatch.wall(one.work), cache)
+    rows = time_rows(job, case, name, one.backend, samples)
+    backends = {other: prepared.backend for other, prepared in ready.items()}
+    if name not in (OURS, COPY) and OURS in ready:
+        rows.append(ratio_row(job, case, name, backends, timed, rule))
+    if name != COPY and COPY in ready:
+        copied = ready[COPY].moved_bytes
+        rows.append(share_row(job, case, name, one.backend, timed, copied, rule))
+    kept = kept_bytes(one, inputs)
+    if kept is not None:
+        rows.append(figure_row(job, case, name, SAVED, kept, unit="bytes", backend=one.backend))
+    if meter.device == "cuda":
+        peak = peak_bytes(one.work)
+        rows.append(figure_row(job, case, name, PEAK, peak, unit="bytes", backend=one.backend))
+        rows.append(graph_row(job, case, name, one.backend, cache, _replay(case, one, meter)))
+    return rows
+
+
+def _replay(case: Case, one: Prepared, meter: Meter) -> float | str:
+    """ms of a call as a graph replays it, or why there is none."""
+    try:
+        work = replayed(one.work, with_setup=case.mode.startswith("backward"))
+        calls = meter.stopwatch.calls_for(work)
+        return statistics.median(meter.stopwatch.block(work, calls) for _ in range(3))
+    except Exception as problem:
+        return in_words(problem)

@@ -17,9 +17,6 @@ __all__ = [
     "traffic_table",
 ]
 
-# wall time over device time from which the host sets the pace
-HOST_BOUND = 1.3
-
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """A Markdown table: columns of numbers to the right, the others to the left."""
@@ -100,8 +97,7 @@ def case_table(rows: Sequence[Row], l2_bytes: int) -> str:
 def _remarks(ours: Row | None, wall: Row | None, l2_bytes: int) -> str:
     """Whether the host or the L2 cache decides about our figure."""
     remarks = []
-    ratio = _ratio(wall, ours)
-    if ratio is not None and ratio > HOST_BOUND:
+    if wall is not None and wall.host_bound:
         remarks.append("host-bound")
     if ours is not None and (ours.floor_bytes or 0) < l2_bytes:
         remarks.append("fits L2")
