@@ -1,6 +1,9 @@
-"""The run on a GPU machine that has no network: tests, accuracy, bench, report.
+"""The run on a GPU machine that has no network: tests, accuracy, speed, report.
 
-    python scripts/gpu.py --out DIR [--step tests|accuracy|bench|report|all]
+    python scripts/gpu.py --out DIR [--step NAME|all]
+
+Steps: tests, accuracy, bench (ResNet-50's layers and the sweep), networks (the layers of every
+network), endtoend (training steps), selfcheck (what the gate can see on this machine), report.
 
 Uses this interpreter and the checkout, never a virtual environment, never TRITON_INTERPRET. Each
 step ends within 9 minutes and goes on where it stopped when it is repeated: the state is in
@@ -27,7 +30,7 @@ from pathlib import Path
 
 from environment import CORE, ROOT, checkout_environment, missing
 
-STEPS = ("tests", "accuracy", "bench", "report")
+STEPS = ("tests", "accuracy", "bench", "networks", "endtoend", "selfcheck", "report")
 STEP_SECONDS = 500.0
 # test files at a time: each process keeps its own memory on the GPU
 MOST_TESTS = 8
@@ -118,6 +121,13 @@ def run_step(step: str, state: Path) -> list[Outcome]:
     verbs = {
         "accuracy": ["run", "--only", "accuracy", "--only", "training", *measured],
         "bench": ["run", "--only", "speed", *measured],
+        "networks": ["run", "--only", "networks", *measured],
+        "endtoend": ["run", "--only", "endtoend", *measured],
+        # the gate's own steps
+        "selfcheck": [
+            *("selfcheck", "--device", "cuda", "--minutes", "7.5"),
+            *("--out", str(state / "selfcheck")),
+        ],
         "report": ["report", report],
     }
     log = state / f"{step}.log"

@@ -19,9 +19,11 @@ from .progress import progress
 from .results import Results, Row
 from .summary import HOST_DIFFERENCE, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED
 
-__all__ = ["JOBS", "NEEDS_GPU", "OutOfTime", "Run", "default_jobs", "perform"]
+__all__ = ["JOBS", "NEEDS_GPU", "ON_REQUEST", "OutOfTime", "Run", "default_jobs", "perform"]
 
 NEEDS_GPU = ("sweep", "resnet50", "networks")
+# without a GPU these tell of agreement only, by a tiny network, and are done when asked for
+ON_REQUEST = ("endtoend",)
 _SAVE_SECONDS = 5.0
 # of the host job: kernels launched into a driver that does nothing
 HOST_CASE = "BatchNorm2d on (2, 2, 1, 1), stub driver"
@@ -75,8 +77,9 @@ class Run:
 
 
 def default_jobs(device: str) -> tuple[str, ...]:
-    """Jobs that a device can do."""
-    return tuple(name for name in JOBS if device == "cuda" or name not in NEEDS_GPU)
+    """Jobs that a device can do unasked."""
+    left_out = () if device == "cuda" else (*NEEDS_GPU, *ON_REQUEST)
+    return tuple(name for name in JOBS if name not in left_out)
 
 
 def perform(jobs: Sequence[str], run: Run) -> None:
@@ -306,6 +309,29 @@ def _suite(name: str, *, slow: bool) -> Callable[[Run], None]:
     return measure_suite
 
 
+def _endtoend(run: Run) -> None:
+    """Training steps of ResNet-50 in five ways; of a tiny one where there is no GPU."""
+    from .endtoend import JOB, SETTINGS, TINY, WAYS, endtoend_rows
+
+    done = run.results.done()
+    small = run.device != "cuda"
+    settings = [
+        setting
+        for setting in (TINY if small else SETTINGS)
+        if any((JOB, setting.case, "normal", way) not in done for way in WAYS)
+    ]
+    if small and settings:
+        print(
+            "endtoend: no GPU, so a tiny network shows that the five ways agree and launch our "
+            "kernels; no speed is measured",
+            file=sys.stderr,
+        )
+    with progress(JOB, len(settings)) as advance:
+        for setting in settings:
+            run.add(endtoend_rows(setting, run.device))
+            advance()
+
+
 def _absent(case: Case) -> str:
     """Why a case cannot be measured here; empty if it can."""
     if case.data == "digits" and find_spec("sklearn") is None:
@@ -339,6 +365,7 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "resnet50": _suite("resnet50", slow=False),
     "sweep": _suite("sweep", slow=False),
     "networks": _suite("networks", slow=False),
+    "endtoend": _endtoend,
 }
 # the same cases with providers that compile: little is lost when time runs out on them
 SLOW_JOBS: dict[str, Callable[[Run], None]] = {

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 DEFAULT_OUT = Path("out/report")
-JOBS = ("accuracy", "training", "traffic", "fusion", "memory", "host", "resnet50", "sweep")
+JOBS = (
+    *("accuracy", "training", "traffic", "fusion", "memory", "host"),
+    *("resnet50", "sweep", "networks", "endtoend"),
+)
 ALIASES = {"speed": ("resnet50", "sweep")}
 EXAMPLES = """examples:
   tritonbn-bench run                                    everything this machine can do
@@ -26,7 +29,7 @@ EXAMPLES = """examples:
   tritonbn-bench run --only speed --minutes 8 --resume  eight minutes of the sweeps, then again
 
 Without a GPU the kernels run in Triton's interpreter: accuracy, training and modelled traffic are
-reported, and no speed is.
+reported, and no speed is. endtoend then runs when asked for, and shows agreement only.
 """
 
 
@@ -72,6 +75,12 @@ def add(verbs: Any) -> None:
         "copy (default: all)",
     )
     run_parser.add_argument(
+        "--cache",
+        choices=["cold", "hot", "produced"],
+        help="of the sweeps, before each call: emptied, left as they are, or emptied and the main "
+        "operand written anew (default: cold)",
+    )
+    run_parser.add_argument(
         "--device",
         choices=["auto", "cuda", "cpu"],
         default="auto",
@@ -100,8 +109,15 @@ def run(options: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    cache = options.cache or "cold"
+    other = {row.cache for row in results.rows if row.quantity == "time"} - {cache}
+    if other and device == "cuda":
+        raise UsageError(
+            f"the results in {options.out} were measured with {', '.join(sorted(other))} caches, "
+            f"this run asks for {cache} ones; choose another --out"
+        )
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    run = Run(results, options.out, device, options.quick, providers, deadline)
+    run = Run(results, options.out, device, options.quick, providers, deadline, cache)
     interrupted = _perform(jobs, run)
     report.publish(results, options.out)
     return INTERRUPTED if interrupted else exit_code(results.rows)
