@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from .environment import Environment
 from .fusions import NONE
+from .judge.intervals import Interval, mean_of
+from .judge.rule import RULE
 from .networks import RESNET50
 from .results import Results, Row
 
 __all__ = [
+    "FAKE_TIMER",
     "HOST_DIFFERENCE",
     "LARGEST_GAP",
     "NO_SPEED",
@@ -26,9 +29,12 @@ __all__ = [
     "exit_code",
     "failed",
     "geomean",
+    "is_fake",
+    "mean_speedup",
     "network_times",
     "speedups",
     "step_bytes",
+    "tally",
     "times",
     "verdict",
 ]
@@ -39,6 +45,10 @@ UNFUSED = "tritonbn unfused"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
     "about a GPU."
+)
+FAKE_TIMER = (
+    "NOT A MEASUREMENT: a fake timer made these times up, to try the report; they say nothing about "
+    "any GPU."
 )
 # allowed between the losses of 25 steps in fp32: rounding differs between two right kernels, and
 # each step amplifies it
@@ -53,12 +63,35 @@ PASSED, FAILED_ACCURACY = 0, 4
 
 @dataclass(frozen=True)
 class Speedup:
-    """Time of a rival over ours for one case; above 1 we are faster."""
+    """Time of a rival over ours for one case; above 1 we are faster.
+
+    Attributes:
+        case: our row of time
+        rival: who
+        backend: what really ran of it
+        interval: of the log of the ratio, from rounds that both shared; None where they shared none
+        ratio: the estimate
+    """
 
     case: Row
     rival: str
     backend: str
     ratio: float
+    interval: Interval | None = None
+
+    @property
+    def outcome(self) -> str:
+        """faster or slower where the interval lies beyond the margin, equal where it lies within,
+        uncertain where it crosses it, or where there is none."""
+        if self.interval is None:
+            return "uncertain"
+        margin = math.log1p(RULE.margin)
+        if self.interval.low > margin:
+            return "faster"
+        if self.interval.high < -margin:
+            return "slower"
+        within = -margin <= self.interval.low and self.interval.high <= margin
+        return "equal" if within else "uncertain"
 
     @property
     def group(self) -> tuple[str, str, str, str, str, str]:
@@ -84,21 +117,61 @@ def times(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
     return {
         (row.job, row.case, row.provider): row
         for row in rows
-        if row.quantity == "time" and row.value is not None
+        if row.quantity == "time" and row.value is not None and row.kind == "measured"
     }
 
 
+def is_fake(results: Results) -> bool:
+    """Whether a fake timer made the times."""
+    said = str(results.environment.get("timer") or "").startswith("fake")
+    return said or any(row.cache == "fake" for row in results.rows)
+
+
 def speedups(rows: Iterable[Row]) -> list[Speedup]:
-    """The ratio of every rival to tritonbn, case by case; the copy is a ceiling and no rival."""
+    """The ratio of every rival to tritonbn, case by case; the copy is a ceiling and no rival.
+
+    From the rounds that both shared where there were such, else from the medians.
+    """
+    rows = list(rows)
     found = times(rows)
+    shared = {
+        (row.job, row.case, row.quantity.removeprefix("ratio to ")): row
+        for row in rows
+        if row.provider == OURS and row.quantity.startswith("ratio to ")
+    }
     ratios = []
     for (job, case, provider), row in found.items():
         ours = found.get((job, case, OURS))
         if ours is None or provider in (OURS, "copy"):
             continue
-        if ours.value and row.value:
+        ratio = shared.get((job, case, provider))
+        if ratio is not None and ratio.value and ratio.low and ratio.high:
+            # theirs over ours where the row has ours over theirs
+            log = [-math.log(end) for end in (ratio.value, ratio.high, ratio.low)]
+            interval = Interval(*log)
+            ratios.append(Speedup(ours, provider, row.backend, 1 / ratio.value, interval))
+        elif ours.value and row.value:
             ratios.append(Speedup(ours, provider, row.backend, row.value / ours.value))
     return ratios
+
+
+def mean_speedup(chosen: Sequence[Speedup]) -> tuple[float, float | None, float | None]:
+    """Geometric mean of ratios, and the ends of its interval where every ratio has one.
+
+    Raises:
+        ValueError: there are none
+    """
+    intervals = [item.interval for item in chosen if item.interval is not None]
+    if chosen and len(intervals) == len(chosen):
+        return mean_of(intervals).as_ratio()
+    return geomean(item.ratio for item in chosen), None, None
+
+
+def tally(chosen: Iterable[Speedup]) -> tuple[int, int, int]:
+    """Wins, ties and losses; whatever is not surely beyond the margin is a tie."""
+    outcomes = [item.outcome for item in chosen]
+    wins, losses = outcomes.count("faster"), outcomes.count("slower")
+    return wins, len(outcomes) - wins - losses, losses
 
 
 def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
@@ -166,7 +239,7 @@ def exit_code(rows: Sequence[Row]) -> int:
 def verdict(results: Results) -> list[str]:
     """The report in a few sentences, what matters most first."""
     rows = results.rows
-    sentences = []
+    sentences = [FAKE_TIMER] if is_fake(results) else []
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
@@ -189,17 +262,31 @@ def _no_speed(environment: Environment) -> str:
 
 
 def _speed_sentences(rows: Sequence[Row]) -> list[str]:
-    by_rival: Mapping[tuple[bool, str, str], list[float]] = defaultdict(list)
+    by_rival: Mapping[tuple[bool, str, str], list[Speedup]] = defaultdict(list)
     for item in speedups(rows):
         fused = item.case.fusion != NONE
-        by_rival[fused, item.case.mode, f"{item.rival} ({item.backend})"].append(item.ratio)
+        by_rival[fused, item.case.mode, f"{item.rival} ({item.backend})"].append(item)
     return [
         f"{mode.replace('_', ' ')}{', fused with what follows' if fused else ''}: "
-        f"{geomean(ratios):.2f} x the speed of {rival} in the geometric mean of {len(ratios)} "
-        f"cases, {min(ratios):.2f} to {max(ratios):.2f}; slower in "
-        f"{sum(ratio < 1 for ratio in ratios)}."
-        for (fused, mode, rival), ratios in sorted(by_rival.items())
+        f"{_in_words(chosen)}"
+        for (fused, mode, _), chosen in sorted(by_rival.items())
     ]
+
+
+def _in_words(chosen: Sequence[Speedup]) -> str:
+    """What ratios to one rival come to."""
+    mean, low, high = mean_speedup(chosen)
+    first = chosen[0]
+    ends = "" if low is None else f" ({low:.2f} ... {high:.2f})"
+    ratios = [item.ratio for item in chosen]
+    text = (
+        f"{mean:.2f} x{ends} the speed of {first.rival} ({first.backend}) in the geometric mean of "
+        f"{len(chosen)} cases, {min(ratios):.2f} to {max(ratios):.2f}"
+    )
+    if low is None:
+        return f"{text}; slower in {sum(ratio < 1 for ratio in ratios)}."
+    wins, ties, losses = tally(chosen)
+    return f"{text}; faster in {wins}, equal or uncertain in {ties}, slower in {losses}."
 
 
 def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,201 @@
+"""Panels and how they become SVG: one picture each, drawn for light and dark alike. Agg, no window.
+
+The kind of the figures decides how a panel looks, here and nowhere else: modelled bars are hatched
+and modelled lines dashed, static ones dotted, those of a fake timer lie under a watermark, and
+every panel says its kind in words.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLUE",
+    "DTYPE_COLOURS",
+    "FAKE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LABELS",
+    "MODES",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
+    "Panel",
+    "on_paper",
+    "render",
+    "themed",
+    "thinned",
+]
+
+MODES = {
+    "forward_train": "training forward",
+    "backward_train": "training backward",
+    "forward_eval": "eval forward",
+    "backward_eval": "eval backward",
+    "both_train": "training forward + backward",
+}
+FAKE = "fake"
+# what a figure of each kind is called, everywhere
+LABELS = {
+    "measured": "measured",
+    "modelled": "modelled, not measured",
+    "static": "static, not measured",
+    FAKE: "fake timer, not a measurement",
+}
+# of Okabe and Ito; a page sets others by theme
+BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
+VERMILION, ORANGE, PURPLE = "#d55e00", "#e69f00", "#cc79a7"
+GREY, INK = "#7f7f7e", "#010203"
+DTYPE_COLOURS = {"fp32": BLUE, "fp16": ORANGE, "bf16": GREEN, "fp64": PURPLE}
+_VARIABLES = {
+    BLUE: "blue",
+    SKY: "sky",
+    GREEN: "green",
+    VERMILION: "vermilion",
+    ORANGE: "orange",
+    PURPLE: "purple",
+    GREY: "grey",
+}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tritonbn",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GREY,
+    "grid.alpha": 0.3,
+    "hatch.color": INK,
+    "hatch.linewidth": 0.6,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture.
+
+    Attributes:
+        name: of its file, unique in a report
+        words: what it shows, for who cannot see it
+        draw: draws it
+        width, height: in inches; text has its size at 72 pixels an inch
+    """
+
+    name: str
+    words: str
+    draw: Callable[[Axes], None]
+    width: float = 5.4
+    height: float = 3.8
+
+
+def render(panel: Panel, kind: str) -> str:
+    """The SVG of a panel in `INK` and the colours above, without anything that changes by run.
+
+    Args:
+        panel: what to draw
+        kind: key of LABELS
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
+        axes = figure.subplots()
+        panel.draw(axes)
+        _mark(figure, kind)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _slim(buffer.getvalue(), panel.name)
+
+
+def themed(svg: str) -> str:
+    """The same SVG for a page that sets ink and colours."""
+    svg = svg.replace(INK, "currentColor")
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def on_paper(svg: str) -> str:
+    """The same SVG as a file of its own, on white."""
+    head, rest = svg.split(">", 1)
+    return f'{head}><rect width="100%" height="100%" fill="#fff"/>{rest}\n'
+
+
+def thinned(values: list[int], factor: float = 1.98) -> list[int]:
+    """Of rising values those that stand a factor apart, so that their labels do not touch."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value / kept[-1] >= factor:
+            kept.append(value)
+    return kept
+
+
+def _mark(figure: Figure, kind: str) -> None:
+    """Make the kind of the figures visible."""
+    figure.suptitle(LABELS[kind], x=0.99, ha="right", fontsize=8, style="italic")
+    hatch, style = {"modelled": ("///", "--"), "static": ("...", ":")}.get(kind, ("", ""))
+    for axes in figure.axes:
+        if kind == FAKE:
+            axes.text(
+                0.5,
+                0.5,
+                "fake timer",
+                transform=axes.transAxes,
+                rotation=24,
+                fontsize=26,
+                alpha=0.13,
+                ha="center",
+                va="center",
+                zorder=0.5,
+            )
+        if hatch:
+            for patch in axes.patches:
+                patch.set_hatch(hatch)
+                patch.set_linestyle(style)
+            for line in axes.lines:
+                line.set_linestyle(style)
+
+
+def _slim(svg: str, name: str) -> str:
+    """Without prologue, metadata and names that nothing refers to; the others begin with `name`,
+    for many pictures share a page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    svg = re.sub(
+        r' id="([^"]+)"',
+        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
+        svg,
+    )
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # a hundredth of a pixel is enough, and the words stay as they are
+    svg = re.sub(
+        r' (?:d|transform|x|y)="[^"]*"',
+        lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]),
+        svg,
+    )
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    return re.sub(r"> +<", "><", svg)

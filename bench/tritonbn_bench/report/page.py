@@ -1,0 +1,95 @@
+"""The page in HTML: one file, from which no request goes out."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..results import Results
+from ..summary import FAKE_TIMER, is_fake
+from ..tables import cell, is_number
+from .blocks import Block, Picture, Section, Table
+from .canvas import LABELS, themed
+
+__all__ = ["as_html"]
+
+# tables of fewer lines need no filter
+FEWEST_TO_FILTER = 9
+
+
+def as_html(
+    title: str,
+    sections: Sequence[Section],
+    drawn: Mapping[str, str],
+    data: Mapping[str, Results],
+) -> str:
+    """The whole page.
+
+    Args:
+        title: of the page
+        sections: in order
+        drawn: SVG by the name of its panel
+        data: what the page is made of, by the name of its file
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("tritonbn_bench", "templates")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.globals["labels"] = LABELS
+    environment.filters["cells"] = _cells
+    environment.filters["numeric"] = _numeric
+    environment.filters["svg"] = lambda panel: themed(_accessible(drawn[panel.name], panel.words))
+    environment.filters["source"] = lambda name: loader.get_source(environment, name)[0]
+    environment.filters["filtered"] = lambda block: len(block.lines) >= FEWEST_TO_FILTER
+    return environment.get_template("page.html").render(
+        title=title,
+        sections=sections,
+        downloads={name: _packed(results) for name, results in data.items()},
+        fake=FAKE_TIMER if any(map(is_fake, data.values())) else "",
+        kinds=_kinds(sections),
+    )
+
+
+def _cells(line: Sequence[object]) -> list[str]:
+    return [cell(value) for value in line]
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Which columns are numbers."""
+    if not table.lines:
+        return [False] * len(table.columns)
+    return [is_number(column) for column in zip(*table.lines, strict=True)]
+
+
+def _kinds(sections: Sequence[Section]) -> list[str]:
+    """Kinds of figures on the page."""
+    blocks: list[Block] = [block for section in sections for block in section.blocks]
+    return [
+        kind
+        for kind in LABELS
+        if any(isinstance(block, Table | Picture) and block.kind == kind for block in blocks)
+    ]
+
+
+def _accessible(svg: str, words: str) -> str:
+    """With its words for who cannot see it."""
+    from markupsafe import escape
+
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
+
+
+def _packed(results: Results) -> str:
+    """The file of the results, compressed, in base64."""
+    content: Any = results.as_text().encode()
+    # no time of writing: the same rows give the same page
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
