@@ -20,14 +20,28 @@ if TYPE_CHECKING:
 __all__ = [
     "ASIDE",
     "COLUMNS",
+    "DROPPED",
     "ENVIRONMENT_COLUMNS",
     "GRAPH_TIME",
+    "HOST_BOUND",
     "KINDS",
+    "PEAK",
+    "RATIO",
+    "SAVED",
+    "SHARE",
     "Results",
     "Row",
     "throughput_row",
 ]
 
+# quantities that reports look up
+RATIO = "ratio to "
+SHARE = "share of copy"
+DROPPED = "dropped rounds"
+PEAK = "peak memory of a call, operands left out"
+SAVED = "saved for backward"
+# wall time over device time from which the host sets the pace
+HOST_BOUND = 1.3
 # figures beside others: where one cannot be had, the work need not be done again
 GRAPH_TIME = "graph time"
 ASIDE = (GRAPH_TIME,)
@@ -48,7 +62,7 @@ class Row:
     job: str = field(
         metadata={
             "meaning": "accuracy, sweep, resnet50, networks, model, endtoend, training, traffic, "
-            "fusion, memory or host"
+            "fusion, memory, plan, static or host"
         }
     )
     kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})

@@ -262,25 +262,28 @@ def _no_speed(environment: Environment) -> str:
 
 
 def _speed_sentences(rows: Sequence[Row]) -> list[str]:
-    by_rival: Mapping[tuple[bool, str, str], list[Speedup]] = defaultdict(list)
+    """Against torch's layers, whatever runs in them, against each other rival, and what fusion
+    gains; training before inference."""
+    groups: dict[tuple[bool, bool, str], list[Speedup]] = defaultdict(list)
     for item in speedups(rows):
-        fused = item.case.fusion != NONE
-        by_rival[fused, item.case.mode, f"{item.rival} ({item.backend})"].append(item)
+        rival = "torch" if item.rival == "torch channels_last" else item.rival
+        infers = not item.case.mode.endswith("train")
+        groups[infers, item.case.fusion != NONE, rival].append(item)
     return [
-        f"{mode.replace('_', ' ')}{', fused with what follows' if fused else ''}: "
-        f"{_in_words(chosen)}"
-        for (fused, mode, _), chosen in sorted(by_rival.items())
+        f"{'Inference' if infers else 'Training'}{', fused with what follows' if fused else ''}: "
+        f"{_in_words(chosen, rival)}"
+        for (infers, fused, rival), chosen in sorted(groups.items())
     ]
 
 
-def _in_words(chosen: Sequence[Speedup]) -> str:
+def _in_words(chosen: Sequence[Speedup], rival: str) -> str:
     """What ratios to one rival come to."""
     mean, low, high = mean_speedup(chosen)
-    first = chosen[0]
     ends = "" if low is None else f" ({low:.2f} ... {high:.2f})"
+    backends = ", ".join(dict.fromkeys(item.backend for item in chosen))
     ratios = [item.ratio for item in chosen]
     text = (
-        f"{mean:.2f} x{ends} the speed of {first.rival} ({first.backend}) in the geometric mean of "
+        f"{mean:.2f} x{ends} the speed of {rival} ({backends}) in the geometric mean of "
         f"{len(chosen)} cases, {min(ratios):.2f} to {max(ratios):.2f}"
     )
     if low is None:
@@ -359,12 +362,16 @@ def _memory_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _traffic_sentences(rows: Sequence[Row], job: str, what: str) -> list[str]:
+    """Of the smallest dtype alone: the others move as many times more."""
+    moved = step_bytes(rows, job)
+    shown = min((key[0] for key in moved), key=("bf16", "fp16", "fp32", "fp64").index, default="")
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (dtype, layout, _, provider), value in step_bytes(rows, job).items():
-        sums[f"{dtype}, {layout}"][provider] += value / 1e9
+    for (dtype, layout, _, provider), value in moved.items():
+        if dtype == shown:
+            sums[layout][provider] += value / 1e9
     return [
-        f"Traffic by formula, not measured: {what} in {kind} moves "
+        f"Traffic by formula, not measured: {what} in {shown}, {layout} moves "
         + ", ".join(f"{value:.2f} GB ({provider})" for provider, value in providers.items())
         + " in a training step."
-        for kind, providers in sums.items()
+        for layout, providers in sums.items()
     ]

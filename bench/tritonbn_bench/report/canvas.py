@@ -1,7 +1,7 @@
 """Panels and how they become SVG: one picture each, drawn for light and dark alike. Agg, no window.
 
 The kind of the figures decides how a panel looks, here and nowhere else: modelled bars are hatched
-and modelled lines dashed, static ones dotted, those of a fake timer lie under a watermark, and
+and modelled lines dashed, static ones hatched the other way and dotted, those of a fake timer lie under a watermark, and
 every panel says its kind in words.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +34,7 @@ __all__ = [
     "VERMILION",
     "Panel",
     "on_paper",
+    "plain_log",
     "render",
     "themed",
     "thinned",
@@ -66,6 +69,7 @@ _VARIABLES = {
     PURPLE: "purple",
     GREY: "grey",
 }
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tritonbn",
@@ -144,6 +148,12 @@ def on_paper(svg: str) -> str:
     return f'{head}><rect width="100%" height="100%" fill="#fff"/>{rest}\n'
 
 
+def plain_log(axis: Any) -> None:
+    """A logarithmic axis whose numbers are plain words: small, and read aloud as they are."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
 def thinned(values: list[int], factor: float = 1.98) -> list[int]:
     """Of rising values those that stand a factor apart, so that their labels do not touch."""
     kept: list[int] = []
@@ -156,7 +166,7 @@ def thinned(values: list[int], factor: float = 1.98) -> list[int]:
 def _mark(figure: Figure, kind: str) -> None:
     """Make the kind of the figures visible."""
     figure.suptitle(LABELS[kind], x=0.99, ha="right", fontsize=8, style="italic")
-    hatch, style = {"modelled": ("///", "--"), "static": ("...", ":")}.get(kind, ("", ""))
+    hatch, style = {"modelled": ("///", "--"), "static": ("\\\\\\", ":")}.get(kind, ("", ""))
     for axes in figure.axes:
         if kind == FAKE:
             axes.text(
@@ -180,22 +190,55 @@ def _mark(figure: Figure, kind: str) -> None:
 
 
 def _slim(svg: str, name: str) -> str:
-    """Without prologue, metadata and names that nothing refers to; the others begin with `name`,
-    for many pictures share a page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
-    svg = re.sub(
-        r' id="([^"]+)"',
-        lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "",
-        svg,
-    )
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-    # a hundredth of a pixel is enough, and the words stay as they are
-    svg = re.sub(
-        r' (?:d|transform|x|y)="[^"]*"',
-        lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]),
-        svg,
-    )
-    svg = re.sub(r"\s*\n\s*", " ", svg)
-    return re.sub(r"> +<", "><", svg)
+    """Without what says nothing: metadata, groups without attributes, names that nothing refers to;
+    the other names are short and belong to this picture, for many share a page."""
+    ElementTree.register_namespace("", _SVG)
+    root = ElementTree.fromstring(svg[svg.index("<svg") :])
+    used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    short = {old: f"{zlib.crc32(name.encode()):x}-{index:x}" for index, old in enumerate(used)}
+    _tidy(root, short)
+    for group in [*root.iter()]:
+        _hoist(group)
+    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", text)
+    text = text.replace("&apos;", "'")
+    return re.sub(r">\s+<", "><", text)
+
+
+def _tidy(root: ElementTree.Element, short: dict[str, str]) -> None:
+    """Rename, round, and drop what is not drawn."""
+
+    def renamed(text: str) -> str:
+        return re.sub(r"#([\w-]+)", lambda found: f"#{short.get(found[1], found[1])}", text)
+
+    for element in [*root.iter()]:
+        for child in [*element]:
+            if child.tag == f"{{{_SVG}}}metadata":
+                element.remove(child)
+        for key, value in [*element.attrib.items()]:
+            if key == "id":
+                del element.attrib["id"]
+                if value in short:
+                    element.set("id", short[value])
+            elif key == f"{{{_LINK}}}href":
+                del element.attrib[key]
+                element.set("href", renamed(value))
+            elif key in ("d", "x", "y", "transform"):
+                # a tenth of a pixel is enough
+                rounded = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value)
+                element.set(key, rounded.replace(".0", "") if key == "d" else rounded)
+            else:
+                element.set(key, renamed(value).replace("; ", ";").replace(": ", ":"))
+
+
+def _hoist(group: ElementTree.Element) -> None:
+    """Put the content of groups without attributes in their place."""
+    index = 0
+    while index < len(group):
+        child = group[index]
+        if child.tag == f"{{{_SVG}}}g" and not child.attrib:
+            group.remove(child)
+            for offset, grandchild in enumerate(child):
+                group.insert(index + offset, grandchild)
+        else:
+            index += 1

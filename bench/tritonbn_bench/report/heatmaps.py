@@ -11,7 +11,7 @@ from ..fusions import NONE
 from ..results import Row
 from ..summary import Speedup
 from .canvas import MODES, Panel
-from .frames import frame_of, plane, speedup_frame
+from .frames import dense, frame_of, plane, speedup_frame
 
 if TYPE_CHECKING:
     import pandas
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["share_panels", "speedup_panels"]
 
-# a plane of fewer cells is a line, and has pictures of its own
-FEWEST = 2
+# cells in a row and in a column; fewer make a line, which has pictures of its own
+FEWEST = 3
 # log2 of the ratio at the ends of the scale
 _ENDS = 1.0
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42
@@ -72,11 +72,10 @@ def _planes(frame: pandas.DataFrame) -> list[tuple[tuple[str, str, str], pandas.
     frame = frame[frame["space"] == frame["space"].mode().iloc[0]]
     modes = list(MODES)
     groups = [
-        (key, part)
+        (key, dense(part, FEWEST))
         for key, part in frame.groupby(["mode", "dtype", "layout"], sort=False)
-        if min(plane(part, "batch").shape) >= FEWEST
-        and plane(part, "batch").size >= FEWEST * FEWEST
     ]
+    groups = [(key, part) for key, part in groups if len(part)]
     return sorted(groups, key=lambda item: (modes.index(item[0][0]), item[0][1:]))
 
 

@@ -16,7 +16,7 @@ from .canvas import LABELS, themed
 __all__ = ["as_html"]
 
 # tables of fewer lines need no filter
-FEWEST_TO_FILTER = 9
+FEWEST_TO_FILTER = 20
 
 
 def as_html(

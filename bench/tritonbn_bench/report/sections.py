@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..environment import device_name
-from ..results import COLUMNS, Results
-from ..speed_rows import HOST_BOUND
+from ..results import COLUMNS, HOST_BOUND, Results
 from ..summary import FAKE_TIMER, NO_SPEED, failed, times, verdict
 from .blocks import Draft, Section, Table, Words
 from .evidence import evidence_sections

@@ -21,13 +21,14 @@ from .canvas import (
     SKY,
     VERMILION,
     Panel,
+    plain_log,
     thinned,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["bytes_panels", "fused_panels", "mean_panel", "shape_panels", "throughput_panels"]
+__all__ = ["bytes_panels", "fused_panels", "mean_panels", "shape_panels", "throughput_panels"]
 
 # colour, marker, line style; no curve is told apart by colour only
 STYLES = {
@@ -46,39 +47,56 @@ _HELD = {"batch": ("channels", 256, "C = 256"), "channels": ("batch", 32, "N = 3
 _PLANE = 784
 
 
-def mean_panel(chosen: Sequence[Speedup]) -> Panel:
-    """Geometric mean of the ratios of each mode, dtype and layout with its interval, one line
-    each."""
-    groups: dict[tuple[str, str, str, str], list[Speedup]] = {}
+def mean_panels(chosen: Sequence[Speedup]) -> list[Panel]:
+    """Geometric means of ratios with their intervals, a panel for each mode with a line for each
+    layout and dtype."""
+    groups: dict[str, dict[tuple[str, str, str], list[Speedup]]] = {}
     for item in chosen:
         case = item.case
-        rival = f"{item.rival} ({item.backend})"
-        groups.setdefault((case.mode, case.layout, case.dtype, rival), []).append(item)
-    order = sorted(groups, key=lambda key: (list(MODES).index(key[0]), *key[1:]), reverse=True)
+        key = (case.layout, case.dtype, f"{item.rival} ({item.backend})")
+        groups.setdefault(case.mode, {}).setdefault(key, []).append(item)
+    ends = [item.ratio for item in chosen]
+    return [
+        _means(groups[mode], mode, (min(*ends, 1.0), max(*ends, 1.0)))
+        for mode in MODES
+        if mode in groups
+    ]
+
+
+def _means(
+    groups: dict[tuple[str, str, str], list[Speedup]], mode: str, ends: tuple[float, float]
+) -> Panel:
+    order = sorted(groups, reverse=True)
 
     def draw(axes: Axes) -> None:
         for index, key in enumerate(order):
             mean, low, high = mean_speedup(groups[key])
             ratios = [item.ratio for item in groups[key]]
-            colour = DTYPE_COLOURS[key[2]]
-            axes.plot([min(ratios), max(ratios)], [index] * 2, color=colour, alpha=0.4, linewidth=1)
+            colour = DTYPE_COLOURS[key[1]]
+            axes.plot([min(ratios), max(ratios)], [index] * 2, color=colour, linewidth=1)
             if low is not None and high is not None:
-                axes.plot([low, high], [index] * 2, color=colour, linewidth=4)
-            axes.plot([mean], [index], color=colour, marker=_MARKERS[key[2]], markersize=6)
+                axes.plot([low, high], [index] * 2, color=colour, linewidth=5)
+            axes.plot([mean], [index], color=colour, marker=_MARKERS[key[1]], markersize=6)
+            axes.annotate(
+                f"{mean:.2f}", (mean, index), (0, 5), textcoords="offset points", ha="center",
+                fontsize=7.5,
+            )  # fmt: skip
         axes.axvline(1.0, color=INK, linewidth=1)
-        names = [f"{MODES[key[0]]}, {key[1]}, {key[2]}\nagainst {key[3]}" for key in order]
+        names = [f"{layout}, {dtype}\n{rival}" for layout, dtype, rival in order]
         axes.set_yticks(range(len(order)), names, fontsize=7.5)
-        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.set_ylim(-0.6, len(order) - 0.3)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlim(0.97 * ends[0], 1.03 * ends[1])
+        ticks = [tick for tick in (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
+                 if ends[0] <= tick <= ends[1]]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_title(MODES[mode])
         axes.set_xlabel("time of rival / time of tritonbn")
         axes.grid(True, axis="x")
 
-    words = (
-        "Geometric mean of the ratio to each rival: a mark; its interval, a thick line; "
-        "least and most, a thin line"
-    )
-    return Panel("means", words, draw, 7.2, 1.0 + 0.34 * len(order))
+    words = f"Geometric mean of the ratio to each rival with its interval, {MODES[mode]}"
+    return Panel(f"means-{mode}", words, draw, 5.4, 1.2 + 0.36 * len(order))
 
 
 def throughput_panels(rows: Sequence[Row], axis: str) -> list[Panel]:
@@ -191,6 +209,8 @@ def _bytes(rows: Sequence[Row], mode: str) -> Panel:
         axes.plot(*zip(*copies, strict=True), color=INK, linewidth=1, label="copy") if copies else 0
         axes.set_xscale("log")
         axes.set_yscale("log")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
         axes.set_title(MODES[mode])
         axes.set_xlabel("bytes that must move, MB")
         axes.set_ylabel("time, us")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..footprint import PEAK, SAVED
+from ..cases import DTYPES
 from ..fusions import FUSIONS, NONE
-from ..results import GRAPH_TIME, Row
-from ..speed_rows import DROPPED, RATIO, SHARE
+from ..results import DROPPED, GRAPH_TIME, PEAK, RATIO, SAVED, SHARE, Row
 from ..summary import (
     OURS,
     UNFUSED,
@@ -20,12 +19,12 @@ from ..summary import (
 )
 from .blocks import Block, Draft, Section, Table, Words
 from .canvas import MODES
-from .frames import by_provider, group_lines
+from .frames import frame_of, group_lines
 from .heatmaps import share_panels, speedup_panels
 from .speed_pictures import (
     bytes_panels,
     fused_panels,
-    mean_panel,
+    mean_panels,
     shape_panels,
     throughput_panels,
 )
@@ -89,8 +88,8 @@ def _overview(draft: Draft, ratios: Sequence[Speedup]) -> Section:
             draft.picture(
                 rows,
                 "means",
-                "Geometric mean by mode, layout and dtype",
-                [mean_panel(eager)],
+                "Geometric mean by mode, layout and dtype, BatchNorm alone",
+                mean_panels(eager),
                 "Mark: geometric mean; thick line: its 95 % interval; thin line: least to most.",
             )
         )
@@ -192,10 +191,13 @@ def _networks(draft: Draft, ratios: Sequence[Speedup]) -> Section:
         if sums:
             blocks.append(_totals(draft, rows, name, title, sums))
     for fused in (False, True):
+        rivals = (*EAGER, UNFUSED) if fused else EAGER
         part = [
             item
             for item in ratios
-            if item.case.job == "resnet50" and (item.case.fusion != NONE) == fused
+            if item.case.job == "resnet50"
+            and (item.case.fusion != NONE) == fused
+            and item.rival in rivals
         ]
         if part:
             blocks.append(
@@ -273,20 +275,38 @@ def _fused(draft: Draft, ratios: Sequence[Speedup]) -> Section:
 def _call_memory(draft: Draft) -> Section:
     blocks: list[Block] = []
     for quantity, name, title in (
-        (SAVED, "saved", "Kept for the backward pass by a call"),
-        (PEAK, "peak", "Most memory that a call takes besides its operands"),
+        (SAVED, "saved", "Kept for the backward pass, in units of x"),
+        (PEAK, "peak", "Most memory of a call besides its operands, in units of x"),
     ):
-        rows = draft.of(*JOBS, quantity=quantity)
-        if not rows:
-            continue
-        wide = by_provider(rows) / 1e6
-        lines = [
-            (case, *[None if value != value else value for value in line])
-            for (_, case, _), line in zip(wide.index, wide.to_numpy(), strict=True)
-        ]
-        head = ("case", *[f"{provider}, MB" for provider in wide.columns])
-        blocks.append(draft.table(rows, name, title, head, lines, folded=True))
+        rows = [row for row in draft.of(*JOBS, quantity=quantity) if row.batch]
+        if rows:
+            providers = list(dict.fromkeys(row.provider for row in rows))
+            lines = _in_units_of_x(rows, providers)
+            head = ("mode", "followed by", *providers)
+            note = "Median over cases of bytes / bytes of x."
+            blocks.append(draft.table(rows, name, title, head, lines, note))
     return Section("call-memory", "Memory of a call", tuple(blocks))
+
+
+def _in_units_of_x(rows: Sequence[Row], providers: Sequence[str]) -> list[tuple[object, ...]]:
+    """One line per mode and fusion, one column per provider."""
+    frame = frame_of(rows)
+    size = frame["batch"] * frame["channels"] * frame["space"] * frame["dtype"].map(DTYPES)
+    frame["share"] = frame["value"] / size
+    wide = frame.pivot_table(
+        index=["mode", "fusion"], columns="provider", values="share", aggfunc="median", sort=False
+    )
+    return [
+        (
+            _mode(mode),
+            FUSIONS[fusion].words,
+            *[
+                float(line[name]) if name in line and line[name] == line[name] else None
+                for name in providers
+            ],
+        )
+        for (mode, fusion), line in wide.iterrows()
+    ]
 
 
 def case_section(draft: Draft) -> Section | None:

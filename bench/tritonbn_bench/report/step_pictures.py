@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..results import Row
-from ..speed_rows import HOST_BOUND
+from ..results import HOST_BOUND, Row
 from ..summary import LARGEST_GAP, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED, step_bytes
-from .canvas import BLUE, GREEN, INK, MODES, ORANGE, SKY, VERMILION, Panel
+from .canvas import BLUE, GREEN, INK, MODES, ORANGE, SKY, VERMILION, Panel, plain_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +79,7 @@ def _errors(rows: Sequence[Row], data: Sequence[str], title: str) -> Callable[[A
                         index, 0.0, transform=edge, clip_on=False, zorder=3, in_layout=False, **style
                     )
         axes.set_yscale("log")
+        plain_log(axes.yaxis)
         names = [name.replace("mean/std=", "mean\n") for name in data]
         axes.set_xticks(range(len(data)), names, fontsize=7.5)
         axes.set_xlim(-0.5, len(data) - 0.5)
@@ -132,6 +132,7 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
             )
         axes.axhline(LARGEST_GAP, color=INK, linestyle=":", label="allowed")
         axes.set_yscale("log")
+        plain_log(axes.yaxis)
         axes.set_ylim(1e-8, 5e-2)
         axes.set_title("gap to torch's losses")
         axes.set_xlabel("step")
@@ -256,6 +257,8 @@ def host_panel(pairs: Sequence[tuple[str, float, float]]) -> Panel:
         axes.plot(ends, line, color=INK, linewidth=1, label=f"{HOST_BOUND:g} x device time")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
         axes.set_title("calls in a row")
         axes.set_xlabel("device time, us")
         axes.set_ylabel("wall time per call, us")
