@@ -254,7 +254,11 @@ def full_results(*, everything: bool = False, seed: int = 0, slower: float = 1.0
     fused = Trained((2.0, 1.0 + 1e-6), {"forward with relu": 8}, 3000, 8)
     results.rows += training_rows(Outcome(trained, trained, fused, 4, "triton", (), True))
     cases = suite("sweep") if everything else chosen_cases()
-    shapes = [*suite("resnet50")] if everything else [case for case in suite("resnet50") if case.dtype == "bf16"]
+    shapes = (
+        [*suite("resnet50")]
+        if everything
+        else [case for case in suite("resnet50") if case.dtype == "bf16"]
+    )
     results.rows += sweep_rows("sweep", cases, seed, slower)
     results.rows += sweep_rows("resnet50", shapes, seed, slower)
     networks = suite("networks") if everything else suite("networks")[:24]

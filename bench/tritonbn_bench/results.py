@@ -6,6 +6,7 @@ Measured, modelled and static figures share the table and are told apart by `kin
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -199,10 +200,20 @@ class Results:
         os.replace(partial, path)
         return path
 
-    def as_text(self) -> str:
-        """The JSON."""
+    def as_text(self, digits: int = 17) -> str:
+        """The JSON.
+
+        Args:
+            digits: significant ones of numbers that are not whole; 9 tell any fp32 from any other,
+                17 any fp64
+        """
+
+        def rounded(value: Any) -> Any:
+            broken = isinstance(value, float) and math.isfinite(value) and value != int(value)
+            return float(f"{value:.{digits}g}") if broken else value
+
         # a copy of fields is all there is to do, and asdict takes a hundred times as long
-        rows = [[getattr(row, name) for name in COLUMNS] for row in self.rows]
+        rows = [[rounded(getattr(row, name)) for name in COLUMNS] for row in self.rows]
         content = {
             "schema": SCHEMA,
             "environment": self.environment,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .environment import Environment
@@ -24,6 +24,7 @@ __all__ = [
     "SAVED_BYTES",
     "STEP_LAUNCHES",
     "UNFUSED",
+    "WRONG",
     "Speedup",
     "chain_times",
     "exit_code",
@@ -42,13 +43,15 @@ __all__ = [
 OURS = "tritonbn"
 # our BatchNorm, with torch's operators behind it
 UNFUSED = "tritonbn unfused"
+_OURS = (OURS, UNFUSED)
+WRONG = "WRONG RESULTS:"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
     "about a GPU."
 )
 FAKE_TIMER = (
-    "NOT A MEASUREMENT: a fake timer made these times up, to try the report; they say nothing about "
-    "any GPU."
+    "NOT A MEASUREMENT: a fake timer made these times up, to try the report; they say nothing "
+    "about any GPU."
 )
 # allowed between the losses of 25 steps in fp32: rounding differs between two right kernels, and
 # each step amplifies it
@@ -232,7 +235,7 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 
 def exit_code(rows: Sequence[Row]) -> int:
     """0 if every check of tritonbn passed, 4 if one is red; a rival's failure is only listed."""
-    red = any(row.status == "failed" and row.provider in (OURS, UNFUSED) for row in rows)
+    red = any(row.status == "failed" and row.provider in _OURS for row in rows)
     return FAILED_ACCURACY if red else PASSED
 
 
@@ -240,6 +243,9 @@ def verdict(results: Results) -> list[str]:
     """The report in a few sentences, what matters most first."""
     rows = results.rows
     sentences = [FAKE_TIMER] if is_fake(results) else []
+    red = [row for row in failed(rows) if row.status == "failed" and row.provider in _OURS]
+    if red:
+        sentences.append(f"{WRONG} {_count(len(red), 'check')} of tritonbn red, see failures.")
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
@@ -251,8 +257,12 @@ def verdict(results: Results) -> list[str]:
     sentences += _memory_sentences(rows)
     wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
     if wrong:
-        sentences.append(f"{len(wrong)} figures are missing: see failures and skips.")
+        sentences.append(f"{_count(len(wrong), 'figure')} missing: see failures and skips.")
     return sentences
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
 
 
 def _no_speed(environment: Environment) -> str:

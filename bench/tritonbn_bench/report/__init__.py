@@ -58,6 +58,9 @@ def _write(
         if isinstance(block, Picture)
         for panel in block.panels
     }
+    # what an earlier page showed and this one does not
+    for stale in pictures.glob("*.svg"):
+        stale.unlink()
     for name, svg in drawn.items():
         (pictures / f"{name}.svg").write_text(on_paper(svg), encoding="utf-8")
     (folder / "index.md").write_text(as_markdown(title, sections), encoding="utf-8")

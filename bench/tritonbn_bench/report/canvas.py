@@ -1,8 +1,8 @@
 """Panels and how they become SVG: one picture each, drawn for light and dark alike. Agg, no window.
 
 The kind of the figures decides how a panel looks, here and nowhere else: modelled bars are hatched
-and modelled lines dashed, static ones hatched the other way and dotted, those of a fake timer lie under a watermark, and
-every panel says its kind in words.
+and modelled lines dashed, static ones hatched the other way and dotted, those of a fake timer lie
+under a watermark, and every panel says its kind in words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sections that need no GPU: accuracy, training, host time, traffic, memory, plans, resources."""
+"""Sections that need no GPU: accuracy, training, host time, traffic, memory."""
 
 from __future__ import annotations
 
@@ -51,8 +51,6 @@ def evidence_sections(draft: Draft) -> Iterator[Section]:
     yield _host(draft)
     yield _traffic(draft)
     yield _memory(draft)
-    yield _plans(draft)
-    yield _resources(draft)
 
 
 def _end_to_end(draft: Draft) -> Section:
@@ -85,8 +83,9 @@ def _end_to_end(draft: Draft) -> Section:
         providers = tuple(dict.fromkeys(row.provider for row in rows))
         lines = []
         for case, quantity in dict.fromkeys((row.case, row.quantity) for row in rows):
-            found = {row.provider: row for row in rows if (row.case, row.quantity)
-                     == (case, quantity)}
+            found = {
+                row.provider: row for row in rows if (row.case, row.quantity) == (case, quantity)
+            }
             first = next(iter(found.values()))
             unit = "" if first.unit == "1" else f", {first.unit}"
             values = [found[name].value if name in found else None for name in providers]
@@ -294,9 +293,7 @@ def _traffic(draft: Draft) -> Section:
             columns = [found[case, provider] for provider in providers]
             figures = [(row.value or 0.0) / 1e6 for row in columns]
             first = columns[0]
-            lines.append(
-                (case, FUSIONS[first.fusion].words, first.count, *figures, first.origin)
-            )
+            lines.append((case, FUSIONS[first.fusion].words, first.count, *figures, first.origin))
         head = ("case", "followed by", "layers", *[f"{name}, MB" for name in providers], "origin")
         blocks.append(
             draft.table(rows, f"{job}-shapes", "Every shape, MB", head, lines, folded=True)
@@ -324,75 +321,5 @@ def _memory(draft: Draft) -> Section:
         (
             draft.picture(rows, "memory", "ResNet-50 by accounting", memory_panels(rows), note),
             draft.table(rows, "memory-figures", "Figures", head, lines, folded=True),
-        ),
-    )
-
-
-def _plans(draft: Draft) -> Section:
-    rows = draft.of("plan")
-    if not rows:
-        return Section("plans", "Plans", ())
-    quantities = tuple(dict.fromkeys(row.quantity for row in rows))
-    found = {(row.origin, row.case, row.quantity): row for row in rows}
-    first = {(row.origin, row.case): row for row in rows}
-    lines = [
-        (
-            *key,
-            row.backend,
-            *[found[(*key, name)].value if (*key, name) in found else None for name in quantities],
-        )
-        for key, row in first.items()
-    ]
-    note = (
-        "Which kernels the BatchNorm layers of ResNet-50 get, and what is expected of them: "
-        "one read: the channel stays on the chip; two reads: it does not."
-    )
-    table = draft.table(
-        rows,
-        "plans",
-        "Plans by architecture",
-        ("device", "case", "plan", *quantities),
-        lines,
-        note,
-    )
-    return Section("plans", "Plans", (table,))
-
-
-def _resources(draft: Draft) -> Section:
-    rows = draft.of("static")
-    if not rows:
-        return Section("resources", "Resources of the kernels", ())
-    quantities = tuple(dict.fromkeys(row.quantity for row in rows))
-    cells: dict[tuple[str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        cells.setdefault((row.origin, row.case, row.dtype), {})[row.quantity] = row
-    lines = [
-        (*key, *[found[name].value if name in found else None for name in quantities])
-        for key, found in cells.items()
-    ]
-    registers = {
-        target: [
-            (kernel, max(found["registers, most"].value or 0.0 for key, found in cells.items()
-                         if key[:2] == (target, kernel) and "registers, most" in found), None, None)
-            for kernel in dict.fromkeys(key[1] for key in cells if key[0] == target)
-        ]
-        for target in dict.fromkeys(key[0] for key in cells)
-    }
-    panels = [
-        bar_panel(f"registers-{target}", target, "registers a thread, most of any plan", bars)
-        for target, bars in registers.items()
-    ]
-    note = (
-        "Read from compiled binaries that never ran, the worst of every plan in the committed "
-        f"budget of Triton {rows[0].backend}. Widths are bytes a thread moves at once, least of "
-        "any plan that is wide enough."
-    )
-    head = ("target", "kernel", "dtype", *quantities)
-    return Section(
-        "resources",
-        "Resources of the kernels",
-        (
-            draft.picture(rows, "registers", "Registers by architecture", panels, note),
-            draft.table(rows, "resources", "Resources by kernel and dtype", head, lines),
         ),
     )

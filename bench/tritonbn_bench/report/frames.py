@@ -58,7 +58,9 @@ def plane(frame: pandas.DataFrame, value: str) -> pandas.DataFrame:
         value: name of the column
     """
     once = frame.drop_duplicates(["batch", "channels"])
-    return once.pivot(index="batch", columns="channels", values=value).sort_index().sort_index(axis=1)
+    return (
+        once.pivot(index="batch", columns="channels", values=value).sort_index().sort_index(axis=1)
+    )
 
 
 def dense(frame: pandas.DataFrame, fewest: int) -> pandas.DataFrame:

@@ -79,9 +79,7 @@ def _planes(frame: pandas.DataFrame) -> list[tuple[tuple[str, str, str], pandas.
     return sorted(groups, key=lambda item: (modes.index(item[0][0]), item[0][1:]))
 
 
-def _panel(
-    name: str, title: str, words: str, part: pandas.DataFrame, *, diverging: bool
-) -> Panel:
+def _panel(name: str, title: str, words: str, part: pandas.DataFrame, *, diverging: bool) -> Panel:
     shown = plane(part, "shown")
     rows, columns = shown.shape
 

@@ -45,9 +45,7 @@ def _block(block: Block) -> str:
             return folded(block.heading, f"{note}{table}")
         return f"### {block.heading}\n\n{note}{table}"
     if isinstance(block, Picture):
-        links = [
-            f"![{_bare(panel.words)}](pictures/{panel.name}.svg)" for panel in block.panels
-        ]
+        links = [f"![{_bare(panel.words)}](pictures/{panel.name}.svg)" for panel in block.panels]
         return "\n\n".join(part for part in (f"### {block.heading}", block.note, *links) if part)
     return _words(block)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from ..environment import device_name
 from ..results import COLUMNS, HOST_BOUND, Results
-from ..summary import FAKE_TIMER, NO_SPEED, failed, times, verdict
+from ..summary import FAKE_TIMER, NO_SPEED, WRONG, failed, times, verdict
 from .blocks import Draft, Section, Table, Words
 from .evidence import evidence_sections
+from .kernels import plans_section, resources_section
 from .speed_sections import case_section, rounds_in_words, speed_sections
 
 __all__ = ["sections_of", "title_of"]
@@ -64,6 +65,8 @@ def _all(draft: Draft) -> Iterator[Section | None]:
     yield _machine(draft)
     yield from speed_sections(draft)
     yield from evidence_sections(draft)
+    yield plans_section(draft)
+    yield resources_section(draft)
     yield _failures(draft)
     yield case_section(draft)
     yield _columns()
@@ -71,8 +74,10 @@ def _all(draft: Draft) -> Iterator[Section | None]:
 
 def _verdict(draft: Draft) -> Section:
     sentences = verdict(draft.results)
-    loud = (FAKE_TIMER, NO_SPEED)
-    words = [Words(text, text in loud or index == 0) for index, text in enumerate(sentences)]
+    loud = [text in (FAKE_TIMER, NO_SPEED) or text.startswith(WRONG) for text in sentences]
+    # what is said first is said loudest
+    loud[0] = True
+    words = [Words(*pair) for pair in zip(sentences, loud, strict=True)]
     return Section("verdict", "Verdict", tuple(words))
 
 
@@ -114,15 +119,19 @@ def _failures(draft: Draft) -> Section:
     if not rows:
         return Section("failures", "Failures and skips", (Words("None."),))
     lines = tuple(
-        (row.job, f"{row.case} {row.data}".strip(), row.provider, row.quantity, row.status,
-         row.reason)
+        (
+            row.job,
+            f"{row.case} {row.data}".strip(),
+            row.provider,
+            row.quantity,
+            row.status,
+            row.reason,
+        )
         for row in rows
     )
     head = ("job", "case", "provider", "quantity", "status", "reason")
     title = f"{len(rows)} figures are missing or red"
-    return Section(
-        "failures", "Failures and skips", (Table("failures", title, "", head, lines),)
-    )
+    return Section("failures", "Failures and skips", (Table("failures", title, "", head, lines),))
 
 
 def _columns() -> Section:

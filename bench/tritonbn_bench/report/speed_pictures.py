@@ -87,8 +87,11 @@ def _means(
         axes.set_ylim(-0.6, len(order) - 0.3)
         axes.set_xscale("log", base=2)
         axes.set_xlim(0.97 * ends[0], 1.03 * ends[1])
-        ticks = [tick for tick in (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
-                 if ends[0] <= tick <= ends[1]]
+        ticks = [
+            tick
+            for tick in (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
+            if ends[0] <= tick <= ends[1]
+        ]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(MODES[mode])
@@ -204,8 +207,13 @@ def _bytes(rows: Sequence[Row], mode: str) -> Panel:
                 fillstyle="none",
                 label=label,
             )
-        copies = sorted({((row.floor_bytes or 0) / 1e6, 1e3 * (row.value or math.nan))
-                         for row in rows if row.provider == "copy"})
+        copies = sorted(
+            {
+                ((row.floor_bytes or 0) / 1e6, 1e3 * (row.value or math.nan))
+                for row in rows
+                if row.provider == "copy"
+            }
+        )
         axes.plot(*zip(*copies, strict=True), color=INK, linewidth=1, label="copy") if copies else 0
         axes.set_xscale("log")
         axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""Sections about speed: what it comes to, where it lies in the plane, against what, and each case."""
+"""Sections about speed: what it comes to, how it lies in the plane, and each case."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from .speed_pictures import (
 
 __all__ = ["speed_sections"]
 
+COPY = "copy"
 JOBS = ("sweep", "resnet50", "networks", "model")
 EAGER = ("torch", "torch channels_last")
 
@@ -278,7 +279,9 @@ def _call_memory(draft: Draft) -> Section:
         (SAVED, "saved", "Kept for the backward pass, in units of x"),
         (PEAK, "peak", "Most memory of a call besides its operands, in units of x"),
     ):
-        rows = [row for row in draft.of(*JOBS, quantity=quantity) if row.batch]
+        rows = [
+            row for row in draft.of(*JOBS, quantity=quantity) if row.batch and row.provider != COPY
+        ]
         if rows:
             providers = list(dict.fromkeys(row.provider for row in rows))
             lines = _in_units_of_x(rows, providers)

@@ -76,7 +76,13 @@ def _errors(rows: Sequence[Row], data: Sequence[str], title: str) -> Callable[[A
                 if value == 0 and column == "value":
                     edge = axes.get_xaxis_transform()
                     axes.plot(
-                        index, 0.0, transform=edge, clip_on=False, zorder=3, in_layout=False, **style
+                        index,
+                        0.0,
+                        transform=edge,
+                        clip_on=False,
+                        zorder=3,
+                        in_layout=False,
+                        **style,
                     )
         axes.set_yscale("log")
         plain_log(axes.yaxis)

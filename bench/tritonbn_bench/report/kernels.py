@@ -1,0 +1,89 @@
+"""Sections about our kernels: their plans by device, and what their binaries need."""
+
+from __future__ import annotations
+
+from ..results import Row
+from .blocks import Draft, Section
+from .step_pictures import bar_panel
+
+__all__ = ["plans_section", "resources_section"]
+
+
+def plans_section(draft: Draft) -> Section:
+    """Which kernels a network gets on each device, and what is expected of them."""
+    rows = draft.of("plan")
+    if not rows:
+        return Section("plans", "Plans", ())
+    quantities = tuple(dict.fromkeys(row.quantity for row in rows))
+    found = {(row.origin, row.case, row.quantity): row for row in rows}
+    first = {(row.origin, row.case): row for row in rows}
+    lines = [
+        (
+            *key,
+            row.backend,
+            *[found[(*key, name)].value if (*key, name) in found else None for name in quantities],
+        )
+        for key, row in first.items()
+    ]
+    note = (
+        "Which kernels the BatchNorm layers of ResNet-50 get, and what is expected of them: "
+        "one read: the channel stays on the chip; two reads: it does not."
+    )
+    table = draft.table(
+        rows,
+        "plans",
+        "Plans by architecture",
+        ("device", "case", "plan", *quantities),
+        lines,
+        note,
+    )
+    return Section("plans", "Plans", (table,))
+
+
+def resources_section(draft: Draft) -> Section:
+    """What compiled kernels need, by architecture."""
+    rows = draft.of("static")
+    if not rows:
+        return Section("resources", "Resources of the kernels", ())
+    quantities = tuple(dict.fromkeys(row.quantity for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.origin, row.case, row.dtype), {})[row.quantity] = row
+    lines = [
+        (*key, *[found[name].value if name in found else None for name in quantities])
+        for key, found in cells.items()
+    ]
+    registers = {
+        target: [
+            (
+                kernel,
+                max(
+                    found["registers, most"].value or 0.0
+                    for key, found in cells.items()
+                    if key[:2] == (target, kernel) and "registers, most" in found
+                ),
+                None,
+                None,
+            )
+            for kernel in dict.fromkeys(key[1] for key in cells if key[0] == target)
+        ]
+        for target in dict.fromkeys(key[0] for key in cells)
+    }
+    panels = [
+        bar_panel(f"registers-{target}", target, "registers a thread, most of any plan", bars)
+        for target, bars in registers.items()
+    ]
+    note = (
+        "Read from compiled binaries that never ran, the worst of every plan in the committed "
+        f"budget of Triton {rows[0].backend}. Widths are bytes a thread moves at once, least of "
+        "any plan that is wide enough."
+    )
+    head = ("target", "kernel", "dtype", *quantities)
+    return Section(
+        "resources",
+        "Resources of the kernels",
+        (
+            draft.picture(rows, "registers", "Registers by architecture", panels, note),
+            draft.table(rows, "resources", "Resources by kernel and dtype", head, lines),
+        ),
+    )
