@@ -88,7 +88,6 @@ _STYLE: dict[str, Any] = {
     "ytick.color": INK,
     "grid.color": GREY,
     "grid.alpha": 0.3,
-    "hatch.color": INK,
     "hatch.linewidth": 0.6,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
@@ -150,8 +149,10 @@ def on_paper(svg: str) -> str:
 
 def plain_log(axis: Any) -> None:
     """A logarithmic axis whose numbers are plain words: small, and read aloud as they are."""
+    from matplotlib.ticker import NullLocator
+
     axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(lambda value, _: "")
+    axis.set_minor_locator(NullLocator())
 
 
 def thinned(values: list[int], factor: float = 1.98) -> list[int]:
@@ -183,8 +184,7 @@ def _mark(figure: Figure, kind: str) -> None:
             )
         if hatch:
             for patch in axes.patches:
-                patch.set_hatch(hatch)
-                patch.set_linestyle(style)
+                patch.set(hatch=hatch, linestyle=style, edgecolor=INK, linewidth=0.8)
             for line in axes.lines:
                 line.set_linestyle(style)
 

@@ -20,7 +20,7 @@ from ..results import PEAK, RATIO, SAVED, SHARE, Results, Row
 from ..summary import FAKE_TIMER, OURS, UNFUSED, failed, is_fake, times
 from .blocks import Block, Draft, Section, Table, Words
 from .canvas import MODES
-from .step_pictures import bar_panel
+from .step_pictures import ratio_panel
 
 __all__ = ["Change", "changes", "comparison_sections", "comparison_title"]
 
@@ -210,7 +210,8 @@ def _cases(draft: Draft, found: Sequence[Change], name: str, verdict: Verdict) -
     title = f"{name[0].upper()}{name[1:]}: {len(chosen)}"
     if not chosen:
         return Section(name, title, ())
-    chosen.sort(key=lambda item: -abs(item.interval.estimate))
+    # the surest first
+    chosen.sort(key=lambda item: -max(item.interval.low, -item.interval.high))
     head = ("case", "B / A", "low", "high", "verdict", "divided by", "A, us", "B, us", "origin")
     rows = [row for item in chosen for row in (item.before, item.after)]
     open_ = verdict in (Verdict.REGRESSION, Verdict.IMPROVED)
@@ -246,8 +247,11 @@ def _totals(draft: Draft, found: Sequence[Change]) -> Section:
             if key[0] == mode
         ]
         if bars:
-            panels.append(bar_panel(f"change-{mode}", MODES[mode], "time in B / time in A", bars))
-    note = f"Margin of a geometric mean: {RULE.total_margin:.1%}. Lines: 95 %."
+            label = "time in B / time in A"
+            panels.append(
+                ratio_panel(f"change-{mode}", MODES[mode], label, bars, RULE.total_margin)
+            )
+    note = f"Lines: 95 %; grey: within the margin of a geometric mean, {RULE.total_margin:.1%}."
     return Section(
         "totals",
         "Totals",

@@ -30,7 +30,7 @@ _TRAFFIC = {
         "Bytes that the 53 BatchNorm layers of ResNet-50 move in one training step. The floor "
         "reads x once forward (1R + 1W) and x and dy once backward (2R + 1W); kernels that read "
         "twice, such as torch's, move 2R + 1W and 4R + 1W; tritonbn's are what its plans for an "
-        "H200 are expected to move (tritonbn-bench plan resnet50).",
+        "H200 are expected to move (`tritonbn-bench plan resnet50`).",
     ),
     "fusion": (
         "Traffic with what follows BatchNorm",
@@ -38,7 +38,7 @@ _TRAFFIC = {
         "16. torch, and our BatchNorm unfused, move 3R + 2W more forward and 2R + 1W more backward "
         "for addition and ReLU as operators of their own, in place or not; in one kernel they cost "
         "a read of the residual, a write of its gradient, and a mask of one bit an element "
-        "(tritonbn-bench plan resnet50 --fused).",
+        "(`tritonbn-bench plan resnet50 --fused`).",
     ),
 }
 
@@ -167,8 +167,8 @@ def _training(draft: Draft) -> Section:
                 loss_panels(losses),
                 f"The guide's SimpleCNN ({losses[0].origin}) on handwritten digits, three times "
                 "from the same weights with the same batches: torch's BatchNorm layers; "
-                "tritonbn.convert of them, activations left to torch; and layers of ours with the "
-                f"activations in them. fp32, kernels by {losses[-1].backend}.",
+                "`tritonbn.convert` of them, activations left to torch; and layers of ours with "
+                f"the activations in them. fp32, kernels by {losses[-1].backend}.",
             )
         )
     if figures:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup, escape
 
 from ..results import Results
 from ..summary import FAKE_TIMER, is_fake
@@ -16,6 +20,9 @@ __all__ = ["as_html"]
 
 # tables of fewer lines need no filter
 FEWEST_TO_FILTER = 20
+# a style that occurs as often is said once for the page
+FEWEST_TO_SHARE = 4
+_STYLED = r' style="([^"]+)"'
 # of the numbers in the page's copy of the data; the file beside it has them all
 DIGITS = 9
 
@@ -47,18 +54,26 @@ def as_html(
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
     environment.globals["labels"] = LABELS
+    environment.filters["prose"] = _prose
     environment.filters["cells"] = _cells
     environment.filters["numeric"] = _numeric
-    environment.filters["svg"] = lambda panel: themed(_accessible(drawn[panel.name], panel.words))
+    styles, pictures = _shared_styles({name: themed(svg) for name, svg in drawn.items()})
+    environment.filters["svg"] = lambda panel: _accessible(pictures[panel.name], panel.words)
     environment.filters["source"] = lambda name: loader.get_source(environment, name)[0]
     environment.filters["filtered"] = lambda block: len(block.lines) >= FEWEST_TO_FILTER
     return environment.get_template("page.html").render(
         title=title,
+        styles=styles,
         sections=sections,
         downloads={name: _packed(results) for name, results in data.items()},
         fake=FAKE_TIMER if any(map(is_fake, data.values())) else "",
         kinds=_kinds(sections),
     )
+
+
+def _prose(text: str) -> Markup:
+    """Words in which code stands between backticks."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _cells(line: Sequence[object]) -> list[str]:
@@ -82,10 +97,24 @@ def _kinds(sections: Sequence[Section]) -> list[str]:
     ]
 
 
+def _shared_styles(drawn: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Rules for the styles that pictures repeat, and the pictures with classes in their place."""
+    count = Counter(found for svg in drawn.values() for found in re.findall(_STYLED, svg))
+    names = {
+        style: f"s{index}"
+        for index, (style, times) in enumerate(count.most_common())
+        if times >= FEWEST_TO_SHARE
+    }
+
+    def shared(found: re.Match[str]) -> str:
+        return f' class="{names[found[1]]}"' if found[1] in names else found[0]
+
+    rules = "\n".join(f".{name}{{{style}}}" for style, name in names.items())
+    return rules, {name: re.sub(_STYLED, shared, svg) for name, svg in drawn.items()}
+
+
 def _accessible(svg: str, words: str) -> str:
     """With its words for who cannot see it."""
-    from markupsafe import escape
-
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(words)}" ', 1)
 
 

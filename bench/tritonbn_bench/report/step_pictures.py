@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..results import HOST_BOUND, Row
 from ..summary import LARGEST_GAP, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED, step_bytes
-from .canvas import BLUE, GREEN, INK, MODES, ORANGE, SKY, VERMILION, Panel, plain_log
+from .canvas import BLUE, GREEN, GREY, INK, MODES, ORANGE, SKY, VERMILION, Panel, plain_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ __all__ = [
     "host_panel",
     "loss_panels",
     "memory_panels",
+    "ratio_panel",
     "traffic_panels",
 ]
 
@@ -297,8 +298,13 @@ def bar_panel(
             axes.barh(index, value, 0.7, color=colours[index] if colours else SKY)
             if low is not None and high is not None:
                 axes.plot([low, high], [index] * 2, color=INK, linewidth=1.5)
-            axes.text(
-                max(value, high or 0.0), index, f" {value:.4g}", va="center", ha="left", fontsize=8
+            axes.annotate(
+                f"{value:.4g}",
+                (max(value, high or 0.0), index),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
             )
         axes.set_yticks(range(len(bars)), [words for words, *_ in bars], fontsize=8)
         axes.invert_yaxis()
@@ -309,3 +315,46 @@ def bar_panel(
 
     words = f"{title}: " + ", ".join(f"{words} {value:.4g}" for words, value, *_ in bars)
     return Panel(name, words, draw, 5.4, 1.3 + 0.36 * len(bars))
+
+
+def ratio_panel(
+    name: str,
+    title: str,
+    label: str,
+    points: Sequence[tuple[str, float, float, float]],
+    margin: float,
+) -> Panel:
+    """Ratios with their intervals around 1, and the band that counts as equal.
+
+    Args:
+        name: of the panel
+        title: above it
+        label: of the axis
+        points: words, ratio, and the ends of its interval
+        margin: a share
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.axvspan(1 / (1 + margin), 1 + margin, color=GREY, alpha=0.2, linewidth=0)
+        axes.axvline(1.0, color=INK, linewidth=1)
+        for index, (_, ratio, low, high) in enumerate(points):
+            beyond = low > 1 + margin or high < 1 / (1 + margin)
+            colour = BLUE if not beyond else VERMILION if ratio > 1 else GREEN
+            axes.plot([low, high], [index] * 2, color=colour, linewidth=2)
+            axes.plot([ratio], [index], color=colour, marker="D" if beyond else "o", markersize=5)
+            axes.annotate(
+                f"{ratio:.3f}",
+                (ratio, index),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+            )
+        axes.set_yticks(range(len(points)), [words for words, *_ in points], fontsize=8)
+        axes.set_ylim(len(points) - 0.5, -0.8)
+        axes.set_title(title)
+        axes.set_xlabel(label)
+        axes.grid(True, axis="x")
+
+    words = f"{title}: " + ", ".join(f"{words} {ratio:.3f}" for words, ratio, *_ in points)
+    return Panel(name, words, draw, 5.4, 1.3 + 0.36 * len(points))
