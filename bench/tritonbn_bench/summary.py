@@ -245,7 +245,7 @@ def verdict(results: Results) -> list[str]:
     sentences = [FAKE_TIMER] if is_fake(results) else []
     red = [row for row in failed(rows) if row.status == "failed" and row.provider in _OURS]
     if red:
-        sentences.append(f"{WRONG} {_count(len(red), 'check')} of tritonbn red, see failures.")
+        sentences.append(f"{WRONG} {_count(len(red), 'check of tritonbn')} red: see failures.")
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
@@ -262,7 +262,9 @@ def verdict(results: Results) -> list[str]:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
+    first, *rest = what.split(" ", 1)
+    words = " ".join([first if number == 1 else f"{first}s", *rest])
+    return f"{number} {words} {'is' if number == 1 else 'are'}"
 
 
 def _no_speed(environment: Environment) -> str:

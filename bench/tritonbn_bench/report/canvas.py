@@ -58,7 +58,7 @@ LABELS = {
 # of Okabe and Ito; a page sets others by theme
 BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
 VERMILION, ORANGE, PURPLE = "#d55e00", "#e69f00", "#cc79a7"
-GREY, INK = "#7f7f7e", "#010203"
+GREY, INK, HATCH = "#7f7f7e", "#010203", "#040506"
 DTYPE_COLOURS = {"fp32": BLUE, "fp16": ORANGE, "bf16": GREEN, "fp64": PURPLE}
 _VARIABLES = {
     BLUE: "blue",
@@ -68,9 +68,11 @@ _VARIABLES = {
     ORANGE: "orange",
     PURPLE: "purple",
     GREY: "grey",
+    HATCH: "hatch",
 }
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_STYLE: dict[str, Any] = {
+# any: the keys that matplotlib knows differ by version
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tritonbn",
     "font.size": 9,
@@ -167,7 +169,8 @@ def thinned(values: list[int], factor: float = 1.98) -> list[int]:
 def _mark(figure: Figure, kind: str) -> None:
     """Make the kind of the figures visible."""
     figure.suptitle(LABELS[kind], x=0.99, ha="right", fontsize=8, style="italic")
-    hatch, style = {"modelled": ("///", "--"), "static": ("\\\\\\", ":")}.get(kind, ("", ""))
+    looks: dict[str, tuple[str, Any]] = {"modelled": ("///", "--"), "static": ("\\\\\\", ":")}
+    hatch, style = looks.get(kind, ("", ""))
     for axes in figure.axes:
         if kind == FAKE:
             axes.text(
@@ -184,7 +187,7 @@ def _mark(figure: Figure, kind: str) -> None:
             )
         if hatch:
             for patch in axes.patches:
-                patch.set(hatch=hatch, linestyle=style, edgecolor=INK, linewidth=0.8)
+                patch.set(hatch=hatch, linestyle=style, edgecolor=HATCH, linewidth=0.8)
             for line in axes.lines:
                 line.set_linestyle(style)
 

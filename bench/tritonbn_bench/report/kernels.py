@@ -75,7 +75,7 @@ def resources_section(draft: Draft) -> Section:
     ]
     note = (
         "Read from compiled binaries that never ran, the worst of every plan in the committed "
-        f"budget of Triton {rows[0].backend}. Widths are bytes a thread moves at once, least of "
+        f"budget of {rows[0].backend}. Widths are bytes a thread moves at once, least of "
         "any plan that is wide enough."
     )
     head = ("target", "kernel", "dtype", *quantities)

@@ -136,7 +136,7 @@ def _throughput(rows: Sequence[Row], mode: str, dtype: str, axis: str) -> Panel:
             where = [getattr(row, axis) for row in curve]
             axes.plot(
                 where,
-                [row.value for row in curve],
+                [row.value or math.nan for row in curve],
                 color=colour,
                 marker=marker or None,
                 linestyle=style,
@@ -144,8 +144,9 @@ def _throughput(rows: Sequence[Row], mode: str, dtype: str, axis: str) -> Panel:
                 fillstyle="none" if layout == "nhwc" else "full",
                 label=_label(curve),
             )
-            ends = ([row.low for row in curve], [row.high for row in curve])
-            axes.fill_between(where, *ends, color=colour, alpha=0.18, linewidth=0)
+            low = [row.low or math.nan for row in curve]
+            high = [row.high or math.nan for row in curve]
+            axes.fill_between(where, low, high, color=colour, alpha=0.18, linewidth=0)
         _log_axis(axes, sorted({getattr(row, axis) for row in rows}))
         axes.set_title(title)
         axes.set_xlabel({"batch": "batch size N", "channels": "channels C"}[axis])
@@ -317,7 +318,7 @@ def _fused(chosen: Sequence[Speedup], mode: str, layout: str) -> Panel:
                 key=lambda item: item.case.batch or 0,
             )
             axes.plot(
-                [item.case.batch for item in part],
+                [item.case.batch or 0 for item in part],
                 [item.ratio for item in part],
                 color=DTYPE_COLOURS[dtype],
                 marker=_MARKERS[dtype],
