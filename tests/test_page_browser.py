@@ -38,6 +38,8 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A browser of its own, that writes down what it asks for."""
+    if not (BROWSER and DRIVER):
+        pytest.fail("expected chromium and chromedriver where CI=true, got none on the path")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     folder = tmp_path_factory.mktemp("browser")
