@@ -111,14 +111,11 @@ def judge(outcome: Outcome, verdict: Path) -> Outcome:
     return Outcome(outcome.name, 0 if outcome.code == 5 else outcome.code, outcome.seconds, note)
 
 
-def run_step(step: str, state: Path) -> list[Outcome]:
-    """Run one step within its time."""
-    deadline = time.monotonic() + STEP_SECONDS
-    if step == "tests":
-        return run_tests(state, deadline)
+def commands(state: Path) -> dict[str, list[str]]:
+    """Arguments of `tritonbn-bench` by step; each ends before a step's time does."""
     report = str(state / "report")
     measured = ["--resume", "--minutes", "7.5", "--out", report]
-    verbs = {
+    return {
         "accuracy": ["run", "--only", "accuracy", "--only", "training", *measured],
         "bench": ["run", "--only", "speed", *measured],
         "networks": ["run", "--only", "networks", *measured],
@@ -130,8 +127,15 @@ def run_step(step: str, state: Path) -> list[Outcome]:
         ],
         "report": ["report", report],
     }
+
+
+def run_step(step: str, state: Path) -> list[Outcome]:
+    """Run one step within its time."""
+    deadline = time.monotonic() + STEP_SECONDS
+    if step == "tests":
+        return run_tests(state, deadline)
     log = state / f"{step}.log"
-    outcome = run(step, ["-m", "tritonbn_bench", *verbs[step]], log, deadline)
+    outcome = run(step, ["-m", "tritonbn_bench", *commands(state)[step]], log, deadline)
     if "go on with --resume" in log.read_text(encoding="utf-8", errors="replace"):
         outcome = replace(outcome, code=UNFINISHED, note="out of time: repeat the step")
     return [outcome]

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from tritonbn_bench.judge.gate import CaseResult, compare
 from tritonbn_bench.judge.rounds import BASE, COPY, HEAD, REFERENCE, Measured, Measurer, Round
 from tritonbn_bench.judge.rule import RULE, Rule
 
+# a pass: whole, its rounds, or by how much the head is slower in them
+Line = Measured | tuple[Round, ...] | float
 CASE, SECOND = "forward_train/bf16/nchw/N32C256S784", "forward_train/bf16/nchw/N8C64S3136"
 ENVIRONMENT: dict[str, str | int | float | bool | None] = {
     "device": "cuda",
@@ -50,7 +53,7 @@ class Scripted:
         asked: (case, rounds asked for) of every call
     """
 
-    def __init__(self, script: Mapping[str, Sequence[Measured | tuple[Round, ...] | float]]) -> None:
+    def __init__(self, script: Mapping[str, Sequence[Line]]) -> None:
         self.script = script
         self.asked: list[tuple[str, int]] = []
 
@@ -74,7 +77,7 @@ def outcomes(
     measurer: Callable[[FakeMachine], Measurer] | None = None,
 ) -> list[CaseResult]:
     """What `runs` gates say of one case whose head is slower by a share, a machine each."""
-    found = []
+    found: list[CaseResult] = []
     for seed in range(runs):
         machine = FakeMachine(seed, weather)
         measure = measurer(machine) if measurer else machine.measurer({HEAD: 1 + change})
@@ -98,5 +101,19 @@ def sequential(machine: FakeMachine) -> Measurer:
         }
         pairs = zip(taken[BASE], taken[HEAD], strict=True)
         return Measured(case, tuple(Round({BASE: base, HEAD: head}) for base, head in pairs))
+
+    return measure
+
+
+def unclocked(machine: FakeMachine, effects: Mapping[str, float]) -> Measurer:
+    """A machine that throttles and does not tell."""
+    measurer = machine.measurer(effects)
+
+    def bare(rounds: Sequence[Round]) -> tuple[Round, ...]:
+        return tuple(replace(item, clock_mhz=None, throttled=()) for item in rounds)
+
+    def measure(case: str, rounds: int, enough: Callable[[Sequence[Round]], bool]) -> Measured:
+        found = measurer(case, rounds, lambda so_far: enough(bare(so_far)))
+        return replace(found, rounds=bare(found.rounds))
 
     return measure

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from tritonbn_bench.static import TARGETS, FakeDriver, Target, active_driver, budget, examine
+from tritonbn_bench.static.accesses import ptx_loose_releases
 from tritonbn_bench.static.check import Demand, check, judge
-from tritonbn_bench.static.metrics import ptx_loose_releases
 from tritonbn_bench.static.plans import CHANNELS_FIRST, CHANNELS_LAST, Case, planned_launches
 from tritonbn_kernels import launch, residency, row_plans
 

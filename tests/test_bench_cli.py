@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tritonbn_bench import cli
+from tritonbn_bench import cli, environment
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.verbs import report
 
@@ -32,7 +32,9 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("report",), ("plan",), ("env",)], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [(), ("run",), ("report",), ("model",), ("plan",), ("env",)], ids=str
+)
 def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> None:
     durations = []
     for _ in range(3):
@@ -45,7 +47,7 @@ def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> No
     assert min(durations) < 0.3
 
 
-@pytest.mark.parametrize("verb", ["run", "report", "plan", "env"])
+@pytest.mark.parametrize("verb", ["run", "report", "model", "plan", "env"])
 def test_every_help_has_an_example(verb: str) -> None:
     if verb == "env":
         assert "tritonbn-bench env" in _bench(verb, "--help").stdout
@@ -144,6 +146,18 @@ def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) 
     done = _bench("run", "--only", "traffic", "--resume", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "differ from this run in torch" in done.stderr
+
+
+def test_states_of_the_caches_are_not_mixed_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "choose_device", lambda wanted: "cuda")
+    monkeypatch.setattr(environment, "collect", lambda device, command: {"device": "cuda"})
+    time_row = Row("sweep", "measured", "a", "torch", "time", unit="ms", value=1.0, cache="cold")
+    Results({"device": "cuda"}, [time_row]).save(tmp_path)
+    arguments = ["run", "--only", "sweep", "--resume", "--cache", "hot", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    assert "measured with cold caches, this run asks for hot ones" in capsys.readouterr().err
 
 
 def test_without_the_extras_figures_are_kept_and_what_is_missing_is_named(

@@ -8,12 +8,12 @@ import pytest
 from torch.nn import functional
 
 from tests.inputs import DEVICE
-from tritonbn_bench import accuracy, jobs, providers, stopwatch
+from tritonbn_bench import accuracy, endtoend, jobs, providers, stopwatch
 from tritonbn_bench.cases import Case
 from tritonbn_bench.inputs import Inputs
 from tritonbn_bench.jobs import OutOfTime, Run, default_jobs, perform
 from tritonbn_bench.providers import Prepared, Provider, results_of
-from tritonbn_bench.results import Results
+from tritonbn_bench.results import Results, Row
 from tritonbn_bench.stopwatch import FakeStopwatch
 
 CASE = Case("forward_train", "fp32", "nchw", 4, 3, (2, 2), "sweep", "a test")
@@ -64,6 +64,41 @@ def test_a_sweep_goes_on_where_it_stopped(run: Run) -> None:
     assert len(set(_measured(run))) == len(_measured(run)) == 4
 
 
+def test_a_rival_that_comes_later_is_timed_beside_ours(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = {
+        name: Provider(name, lambda _: True, _prepare, slow=name == "torch.compile")
+        for name in ("tritonbn", "torch", "copy", "torch.compile")
+    }
+    monkeypatch.setattr(providers, "PROVIDERS", planted)
+    perform(["sweep"], run)
+    keys = [(row.key, row.quantity) for row in run.results.rows]
+    assert len(set(keys)) == len(keys)
+    for batch in (4, 5):
+        found = {(row.provider, row.quantity) for row in run.results.rows if row.batch == batch}
+        assert ("tritonbn", "ratio to torch") in found
+        assert ("tritonbn", "ratio to torch.compile") in found
+    before = list(run.results.rows)
+    perform(["sweep"], run)
+    assert run.results.rows == before
+
+
+def test_training_steps_are_taken_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def rows(setting: endtoend.Setting, device: str) -> list[Row]:
+        asked.append(setting.case)
+        time = Row("endtoend", "measured", setting.case, "torch", "step time", data="normal")
+        return [replace(time, provider=way) for way in endtoend.WAYS]
+
+    monkeypatch.setattr(endtoend, "endtoend_rows", rows)
+    for _ in range(2):
+        perform(["endtoend"], run)
+    wanted = endtoend.SETTINGS if run.device == "cuda" else endtoend.TINY
+    assert asked == [setting.case for setting in wanted]
+
+
 def test_only_the_providers_asked_for_are_measured(run: Run) -> None:
     run.providers = ("compiled",)
     perform(["sweep"], run)
@@ -75,7 +110,7 @@ def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
         *("accuracy", "training", "traffic", "fusion", "memory", "host"),
     )
     assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {
-        *("resnet50", "sweep", "networks"),
+        *("resnet50", "sweep", "networks", "endtoend"),
     }
 
 

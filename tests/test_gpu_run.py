@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from tritonbn_bench import cli
+
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
@@ -102,6 +104,16 @@ def test_command_beyond_its_time_is_ended(checkout: Path) -> None:
     outcome = gpu.run("slow", arguments, checkout / "log", start + 0.5)
     assert outcome.code == gpu.UNFINISHED
     assert time.monotonic() - start < 30
+
+
+def test_every_step_is_a_command_of_the_bench(tmp_path: Path) -> None:
+    known = gpu.commands(tmp_path)
+    assert {"tests", *known} == set(gpu.STEPS)
+    for step in ("accuracy", "bench", "networks", "endtoend", "report"):
+        options = cli._parser().parse_args(known[step])
+        assert getattr(options, "resume", True)
+        # a case may be under way when time is over
+        assert 60 * getattr(options, "minutes", 0.0) < gpu.STEP_SECONDS - 30
 
 
 def test_archive_leaves_out_what_is_too_large_and_says_so(

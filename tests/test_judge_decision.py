@@ -30,6 +30,10 @@ def test_rounds_below_nine_tenths_of_the_median_clock_are_dropped() -> None:
     assert dropped == pytest.approx(0.2)
 
 
+def test_one_boosted_round_makes_the_others_no_slower() -> None:
+    assert usable(rounds_at(1000.0, 1000.0, 1200.0), RULE)[1] == 0
+
+
 def test_a_machine_that_is_slow_throughout_keeps_its_rounds() -> None:
     assert usable(rounds_at(700.0, 700.0, 705.0), RULE)[1] == 0
 
@@ -100,10 +104,16 @@ def test_the_width_that_suffices_is_half_the_margin() -> None:
 def test_time_ends_rounds_of_any_width() -> None:
     clock = [0.0]
     suffice = enough(RULE, 0.03, HEAD, BASE, now=lambda: clock[0])
+    confirmed = time_is_up(2 * RULE.seconds, now=lambda: clock[0])
+    # compiling and checking come before the first round and do not count
+    clock[0] = 1000.0
     assert not suffice(rounds_of(0.0, spread=0.5))
-    clock[0] = RULE.seconds
+    assert not confirmed(())
+    clock[0] += RULE.seconds
     assert suffice(rounds_of(0.0)[:1])
-    assert not time_is_up(5.0, now=lambda: clock[0])(())
+    assert not confirmed(())
+    clock[0] += RULE.seconds
+    assert confirmed(())
 
 
 @pytest.mark.parametrize(

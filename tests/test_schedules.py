@@ -5,7 +5,7 @@ Each seed is two schedules, one of the forward and one of the backward launch, a
 and in bf16: 4 x 254 = 1,016 schedules.
 
     kernels         group of  programs  groups  seeds
-    resident        2         4         2       0 to 23
+    resident        2         4         2       0 to 63
     resident        3         4         2       100 to 135
     resident        8         8         1       200 to 215
     rows, images    2         4         2       300 to 315
@@ -13,8 +13,8 @@ and in bf16: 4 x 254 = 1,016 schedules.
     rows, images    8         8         1       500 to 511
     channels_last   3         4         2       600 to 635
     channels_last   8         8         1       700 to 715
-    hybrid          2         4         2       800 to 823
-    hybrid          3         4         2       900 to 949
+    hybrid          2         4         2       800 to 813
+    hybrid          3         4         2       900 to 919
 
 Not covered here: that a cooperative launch puts the programs on the GPU at once, and the hardware's
 memory model beyond stores that become visible late.
@@ -87,7 +87,7 @@ class Group:
 _LAST = "channels_last"
 _HYBRID = {"block_n": 8, "pieces": 2, "stream": 1}
 GROUPS = [
-    Group("resident", 2, (3, 2, 8, 4), 1, 4, range(0, 24), "two groups at once; ragged tiles"),
+    Group("resident", 2, (3, 2, 8, 4), 1, 4, range(0, 64), "two groups at once; ragged tiles"),
     Group("resident", 3, (5, 3, 4, 6), 2, 4, range(100, 136), "two items for some; odd channels"),
     Group("resident", 8, (8, 2, 4, 4), 2, 8, range(200, 216), "one group in flight"),
     Group("rows", 2, (4, 16, 5, 3), 8, 4, range(300, 316), "two groups at once"),
@@ -95,8 +95,8 @@ GROUPS = [
     Group("rows", 8, (15, 8, 5, 3), 8, 8, range(500, 512), "one group in flight"),
     Group("rows", 3, (7, 16, 5, 3), 8, 4, range(600, 636), "two items for some", _LAST),
     Group("rows", 8, (9, 8, 5, 3), 8, 8, range(700, 716), "one group in flight", _LAST),
-    Group("rows", 2, (6, 16, 3, 5), 8, 4, range(800, 824), "two groups at once", _LAST, _HYBRID),
-    Group("rows", 3, (7, 16, 5, 3), 8, 4, range(900, 950), "two items for some", _LAST, _HYBRID),
+    Group("rows", 2, (6, 16, 3, 5), 8, 4, range(800, 814), "two groups at once", _LAST, _HYBRID),
+    Group("rows", 3, (7, 16, 5, 3), 8, 4, range(900, 920), "two items for some", _LAST, _HYBRID),
 ]
 DTYPES = [
     pytest.param(torch.float32, id="fp32"),
@@ -105,6 +105,8 @@ DTYPES = [
 ]
 THREES = [group for group in GROUPS if group.size == 3]
 MUTANT_SEEDS = range(1000, 1012)
+# wrong results out of these seeds that convict a mutant
+ENOUGH_WRONG = 3
 of_every_group = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in GROUPS])
 of_every_three = pytest.mark.parametrize("group", [pytest.param(g, id=g.id) for g in THREES])
 of_both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -204,7 +206,9 @@ def test_mutant_of_the_barrier_gives_wrong_results(
         for seed in MUTANT_SEEDS:
             with cooperative(seed):
                 wrong += _differences(_results(call, dy), right) != []
-    assert wrong >= 3
+            if wrong == ENOUGH_WRONG:
+                break
+    assert wrong == ENOUGH_WRONG
 
 
 @pytest.mark.parametrize("barrier", [

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from tritonbn_bench.static import TARGETS, Access, KernelFigures
-from tritonbn_bench.static.check import Demand, judge, resident_programs
-from tritonbn_bench.static.metrics import (
+from tritonbn_bench.static.accesses import (
     Dataflow,
     llvm_accesses,
     ptx_accesses,
     ptx_fp64,
     ptx_loose_releases,
 )
+from tritonbn_bench.static.check import Demand, judge, resident_programs
 from tritonbn_bench.static.plans import cases, quick_cases
 
 ROOT = Path(__file__).resolve().parent.parent

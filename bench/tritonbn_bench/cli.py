@@ -8,13 +8,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from .verbs import env, plan, report, run
+from .verbs import baseline, check, env, gate, model, plan, report, run, selfcheck
 from .verbs.common import EXIT_CODES, INTERRUPTED, USAGE, UsageError
 
 __all__ = ["main"]
 
 # in the order of the help
-VERBS = (run, report, plan, env)
+VERBS = (run, model, plan, report, gate, check, baseline, selfcheck, env)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

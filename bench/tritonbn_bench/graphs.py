@@ -22,7 +22,9 @@ def replayed(work: Work, *, with_setup: bool) -> Work:
     Raises:
         RuntimeError: torch cannot capture it
     """
-    stream = torch.cuda.Stream()
+    # untyped in torch
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
     before, timed = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     # a backward pass runs on the stream of its forward pass, so both are warmed up on this one

@@ -32,6 +32,7 @@ __all__ = [
     "Provider",
     "composed",
     "poisoned_memory",
+    "prepare_function",
     "results_of",
     "torch_backend",
 ]
@@ -101,13 +102,15 @@ def poisoned_memory() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     switch: Any = deterministic
     filled = switch.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # the public switch imports inductor to tell it, which takes longer than importing torch
+    set_deterministic: Any = torch._C._set_deterministic_algorithms
+    set_deterministic(True, warn_only=True)
     switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         switch.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        set_deterministic(enabled, warn_only=warn_only)
 
 
 def torch_backend(inputs: Inputs, training: bool) -> str:
@@ -182,7 +185,7 @@ def _forward(
     return function(*operands, training, inputs.momentum, inputs.eps, **fused)
 
 
-def _prepare_function(
+def prepare_function(
     function: BatchNorm,
     backend: str,
     case: Case,
@@ -247,17 +250,17 @@ def _our_backend(inputs: Inputs) -> str:
 
 def _prepare_tritonbn(case: Case, inputs: Inputs) -> Prepared:
     backend = _our_backend(inputs)
-    return _prepare_function(tritonbn.batch_norm, backend, case, inputs, two_read_bytes)
+    return prepare_function(tritonbn.batch_norm, backend, case, inputs, two_read_bytes)
 
 
 def _prepare_unfused(case: Case, inputs: Inputs) -> Prepared:
     backend = f"{_our_backend(inputs)}, then torch"
-    return _prepare_function(composed(tritonbn.batch_norm), backend, case, inputs)
+    return prepare_function(composed(tritonbn.batch_norm), backend, case, inputs)
 
 
 def _prepare_torch(case: Case, inputs: Inputs) -> Prepared:
     backend = torch_backend(inputs, case.training)
-    return _prepare_function(composed(functional.batch_norm), backend, case, inputs)
+    return prepare_function(composed(functional.batch_norm), backend, case, inputs)
 
 
 def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
@@ -265,7 +268,7 @@ def _prepare_compiled(case: Case, inputs: Inputs) -> Prepared:
     torch._dynamo.reset()
 
     compiled = torch.compile(composed(functional.batch_norm), dynamic=False, fullgraph=True)
-    return _prepare_function(compiled, "Inductor", case, inputs, two_read_bytes)
+    return prepare_function(compiled, "Inductor", case, inputs, two_read_bytes)
 
 
 def _prepare_copy(case: Case, inputs: Inputs) -> Prepared:

@@ -40,7 +40,8 @@ KEY = {
     "cudnn": "cudnn",
     "triton": "triton",
 }
-# an accepted change begins a new record: runs at another level say nothing about the spread
+# an accepted change begins a new record, once the spread is known well enough to tell it from
+# noise: runs at another level say nothing about either
 CHANGED = (Verdict.REGRESSION, Verdict.IMPROVED)
 Key = dict[str, "str | None"]
 
@@ -170,7 +171,8 @@ def accept(
     Args:
         result: of `gate.against_baseline`, with ratios to the reference
         environment: in which it was measured
-        before: of the same key; its runs are kept, but for cases that changed by their margin
+        before: of the same key; its runs are kept, but for cases of five runs or more that
+            changed by more than their margin
         another_key: start anew where the key of `before` is another one
 
     Raises:
@@ -239,7 +241,11 @@ def _stored(result: CaseResult, before: Stored | None) -> Stored:
     run = (reference.estimate, copy.estimate if copy else None)
     config = result.labels.get("config_hash", "")
     now = Stored((run,), reference.half_width, result.times[HEAD], config)
-    if before is None or decide(reference.less(before.reference), result.tau) in CHANGED:
+    if before is None:
+        return now
+    known = len(before.log_ratios) >= RUNS_FOR_MARGIN
+    margin = max(result.tau, before.margin)
+    if known and decide(reference.less(before.reference), margin) in CHANGED:
         return now
     runs = (*before.log_ratios, run)[-RUNS_KEPT:]
     return replace(now, log_ratios=runs, arm=max(now.arm, before.arm))

@@ -33,7 +33,7 @@ def usable(rounds: Sequence[Round], rule: Rule) -> tuple[tuple[Round, ...], floa
         if (item.clock_mhz is None or item.clock_mhz >= slowest)
         and not any(_held_by_hardware(reason) for reason in item.throttled)
     )
-    return kept, 1 - len(kept) / len(rounds) if rounds else 0.0
+    return kept, (len(rounds) - len(kept)) / len(rounds) if rounds else 0.0
 
 
 def _held_by_hardware(reason: str) -> bool:
@@ -77,9 +77,18 @@ def enough(
 def time_is_up(
     seconds: float, now: Callable[[], float] = time.monotonic
 ) -> Callable[[Sequence[Round]], bool]:
-    """Whether `seconds` have gone by since this was called, whatever the rounds."""
-    end = now() + seconds
-    return lambda rounds: now() >= end
+    """Whether `seconds` have gone by since it was first asked, which is after the first round.
+
+    What comes before, compiling and checking results, is no measuring.
+    """
+    ends: list[float] = []
+
+    def late(rounds: Sequence[Round]) -> bool:
+        if not ends:
+            ends.append(now() + seconds)
+        return now() >= ends[0]
+
+    return late
 
 
 def decide(interval: Interval, tau: float) -> Verdict:

@@ -2,19 +2,19 @@
 
 A regression needs two passes in a row that say so, the later ones of twice the rounds on fresh
 buffers. Where the first pass stayed open and the second is the first to see a regression, a third
-one decides. Totals, the geometric mean of a mode and dtype, follow the same rule over the same
-passes.
+one decides. Totals, the geometric mean of two or more cases of a mode and dtype, follow the same
+rule: over the last pass of each case, then over further ones. A total that is open because one of
+its cases stayed so is left open: that case has had its second pass.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .intervals import Interval
-from .passes import Passes, Reading, StoredRatios, TwoVersions, total_of
+from .passes import Answer, Passes, Reading, StoredRatios, TwoVersions, total_of
 from .rounds import Measurer
 from .rule import RULE, Rule
 from .verdicts import Verdict, exit_code
@@ -53,6 +53,7 @@ class CaseResult:
         reason: what else is to be said, such as why it was skipped
         ratios: log ratio of the head to every other side
         first: interval of the first pass
+        warned: it would be a regression or open, but is not gated
     """
 
     case: str
@@ -67,6 +68,7 @@ class CaseResult:
     reason: str = ""
     ratios: Mapping[str, Interval] = field(default_factory=dict)
     first: Interval | None = None
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Total:
         cases: ids
         tau: margin, a share
         reason: what else is to be said
+        warned: it would be a regression or open, but is not gated
     """
 
     mode: str
@@ -90,6 +93,7 @@ class Total:
     cases: tuple[str, ...]
     tau: float = RULE.total_margin
     reason: str = ""
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,16 +175,22 @@ def _run(cases: Sequence[str], passes: Passes, on_case: OnCase) -> GateResult:
     passes.on_reading = lambda reading: on_case(_so_far(reading))
     for case in cases:
         passes.reading(case, 0)
-    found = {case: _case_result(case, passes) for case in cases}
-    groups: dict[tuple[str, str], list[str]] = {}
+    found: dict[str, CaseResult] = {}
+    groups: dict[tuple[str, str], dict[str, int]] = {}
     for case in cases:
-        if found[case].interval is not None:
-            groups.setdefault(group_of(case), []).append(case)
-    totals = [_total(*group, members, passes) for group, members in groups.items()]
+        found[case], count = _case_result(case, passes)
+        if passes.reading(case, count - 1).interval is not None:
+            groups.setdefault(group_of(case), {})[case] = count - 1
+    totals = []
+    for (mode, dtype), last in groups.items():
+        if len(last) > 1:
+            is_open = any(found[case].verdict is Verdict.INCONCLUSIVE for case in last)
+            again = (Verdict.REGRESSION,) if is_open else AGAIN
+            totals.append(_total(mode, dtype, last, passes, again))
     # the passes of a total may have found what those of its cases had no occasion to
     late = {case: reading for case in cases if (reading := passes.fault(case)) is not None}
     results = [_so_far(late[case]) if case in late else found[case] for case in cases]
-    return GateResult(tuple(results), tuple(item for item in totals if item is not None))
+    return GateResult(tuple(results), tuple(totals))
 
 
 def _so_far(reading: Reading) -> CaseResult:
@@ -199,13 +209,17 @@ def _so_far(reading: Reading) -> CaseResult:
     )
 
 
-def _settle(ask: Callable[[int], Verdict]) -> tuple[Verdict, ...]:
+def _settle(ask: Callable[[int], Verdict], again: Sequence[Verdict] = AGAIN) -> tuple[Verdict, ...]:
     """What the passes say one after another, as many as it takes; the last decides.
 
     It says REGRESSION only where the one before it did.
+
+    Args:
+        ask: what pass number n says
+        again: what the first pass must say for a second
     """
     said = [ask(0)]
-    if said[0] in AGAIN:
+    if said[0] in again:
         said.append(ask(1))
         if said == [Verdict.INCONCLUSIVE, Verdict.REGRESSION]:
             said.append(ask(2))
@@ -216,9 +230,7 @@ def _history(said: Sequence[Verdict], estimates: Sequence[Interval | None]) -> s
     """What the passes over a regression found, confirmed or not."""
     if Verdict.REGRESSION not in said:
         return ""
-    figures = ", then ".join(
-        f"{math.expm1(item.estimate):+.1%}" if item else "nothing usable" for item in estimates
-    )
+    figures = ", then ".join(item.percent() if item else "nothing usable" for item in estimates)
     if _confirmed(said):
         return f"confirmed: {figures}"
     return f"not a regression, as one pass alone saw it: {figures}"
@@ -228,35 +240,50 @@ def _confirmed(said: Sequence[Verdict]) -> bool:
     return tuple(said[-2:]) == (Verdict.REGRESSION, Verdict.REGRESSION)
 
 
-def _case_result(case: str, passes: Passes) -> CaseResult:
+def _case_result(case: str, passes: Passes) -> tuple[CaseResult, int]:
+    """What is said of a case, and the number of passes that it took."""
     said = _settle(lambda index: passes.reading(case, index).verdict)
     readings = [passes.reading(case, index) for index in range(len(said))]
     history = _history(said, [item.interval for item in readings])
     verdict, warning = passes.question.final(said[-1])
     usable = [item for item in readings if item.interval is not None]
-    return replace(
+    result = replace(
         _so_far(usable[-1] if usable else readings[-1]),
         verdict=verdict,
         confirmed=_confirmed(said),
         reason="; ".join(filter(None, (warning, history, readings[-1].reason))),
         first=readings[0].interval,
+        warned=bool(warning),
     )
+    return result, len(said)
 
 
-def _total(mode: str, dtype: str, cases: Sequence[str], passes: Passes) -> Total | None:
-    answers = {}
+def _total(
+    mode: str, dtype: str, cases: Mapping[str, int], passes: Passes, again: Sequence[Verdict]
+) -> Total:
+    """What is said of cases together.
+
+    Args:
+        mode: of the cases
+        dtype: of the cases
+        cases: their ids, and the index of their last pass, which has an interval
+        passes: over them
+        again: what the first pass must say for a second
+    """
+    answers: list[Answer] = []
 
     def ask(index: int) -> Verdict:
-        answers[index] = total_of([passes.reading(case, index) for case in cases], passes)
-        return answers[index].verdict
+        readings = [passes.reading(case, last + index) for case, last in cases.items()]
+        answers.append(total_of(readings, passes))
+        return answers[-1].verdict
 
-    said = _settle(ask)
-    last = answers[len(said) - 1]
-    intervals = [answers[index].interval for index in range(len(said))]
+    said = _settle(ask, again)
+    intervals = [item.interval for item in answers]
     # a last pass that could not be used leaves the figure of the one before
-    interval = next((item for item in reversed(intervals) if item is not None), None)
-    if interval is None:
-        return None
+    shown = [item for item in answers if item.interval is not None][-1]
     verdict, warning = passes.question.final(said[-1])
-    reason = "; ".join(filter(None, (warning, _history(said, intervals), last.reason)))
-    return Total(mode, dtype, interval, verdict, tuple(cases), last.tau, reason)
+    reason = "; ".join(filter(None, (warning, _history(said, intervals), answers[-1].reason)))
+    assert shown.interval is not None
+    return Total(
+        mode, dtype, shown.interval, verdict, tuple(cases), shown.tau, reason, bool(warning)
+    )

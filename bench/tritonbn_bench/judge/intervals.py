@@ -42,6 +42,11 @@ class Interval:
         """Estimate, low and high as ratios of times."""
         return math.exp(self.estimate), math.exp(self.low), math.exp(self.high)
 
+    def percent(self) -> str:
+        """The estimate as a change, such as "+5.0%"."""
+        # adding zero takes the sign off a zero
+        return f"{round(math.expm1(self.estimate), 3) + 0.0:+.1%}"
+
     def less(self, other: Interval) -> Interval:
         """The difference of two independent ones: their arms add by their squares."""
         estimate = self.estimate - other.estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import xml.etree.ElementTree as ET
@@ -19,6 +20,10 @@ __all__ = ["junit", "markdown", "sentence", "trend"]
 
 # what a comment of a pull request may hold
 MOST_BYTES = 64 * 1024
+# for the lines between the parts, and what says that cases are left out
+SPARE = 1024
+# letters of a reason that a table shows; the JUnit file has all of them
+LONGEST = 300
 # these are shown open, the others folded
 OPEN = (Verdict.ACCURACY, Verdict.REGRESSION, Verdict.INCONCLUSIVE)
 NOT_MEASURED = (Verdict.NO_BASELINE, Verdict.SKIPPED)
@@ -30,21 +35,23 @@ def sentence(result: GateResult) -> str:
     if count[Verdict.ACCURACY]:
         first = "**Wrong results**: a correctness check is red, so no speed was looked at there."
     elif count[Verdict.REGRESSION]:
-        first = "**Slower**: a confirmed regression."
+        first = f"**Slower**: confirmed for {_worst(result)}."
     elif not any(item.interval for item in result.cases):
         first = "**Nothing was compared.**"
+    elif any(item.warned for item in result.everything):
+        first = "**Nothing was gated, but there are warnings.**"
     elif count[Verdict.INCONCLUSIVE]:
-        first = "**No regression was confirmed, but not every case allows a verdict.**"
+        first = "**No regression was confirmed, but not everything allows a verdict.**"
     else:
         first = "**No regression.**"
     cases = Counter(item.verdict for item in result.cases)
     counted = ", ".join(
         f"{cases[verdict]} {verdict.value}" for verdict in Verdict if cases[verdict]
     )
-    return f"{first} {len(result.cases)} cases: {counted or 'none'}."
+    return f"{first} {_counted(len(result.cases), 'case')}: {counted or 'none'}."
 
 
-def markdown(result: GateResult, environment: Environment) -> str:
+def markdown(result: GateResult, environment: Environment, remarks: str = "") -> str:
     """A summary for a CI job: verdict first, then what regressed, then the rest folded.
 
     At most 64 KiB; what does not fit is left out and counted.
@@ -52,20 +59,23 @@ def markdown(result: GateResult, environment: Environment) -> str:
     Args:
         result: of the gate
         environment: in which it was measured
+        remarks: Markdown that is to stand above how it was measured
     """
     ordered = sorted(result.cases, key=_gravest_first)
-    shown = [item for item in ordered if item.verdict in OPEN]
-    rest = [item for item in ordered if item.verdict not in (*OPEN, *NOT_MEASURED)]
+    shown = [item for item in ordered if item.verdict in OPEN or item.warned]
     missing = [item for item in ordered if item.verdict in NOT_MEASURED]
-    fixed = [sentence(result), _totals(result.totals), _how(result, environment)]
-    budget = MOST_BYTES - len("\n\n".join(fixed).encode()) - 2048
-    parts = [fixed[0]]
+    told = {item.case for item in (*shown, *missing)}
+    rest = [item for item in ordered if item.case not in told]
+    totals, how = _totals(result.totals), _how(result, environment)
+    first = sentence(result)
+    budget = MOST_BYTES - len((first + totals + remarks + how).encode()) - SPARE
+    tables = []
+    side = BASE if any(BASE in item.times for item in ordered) else REFERENCE
     for items, title in ((shown, ""), (missing, "Not judged"), (rest, "Every other case")):
-        text, budget = _fitting(items, title, budget)
-        parts += [text]
-        if items is shown:
-            parts.append(fixed[1])
-    return "\n\n".join(part for part in (*parts, fixed[2]) if part) + "\n"
+        text, budget = _fitting(items, title, side, budget)
+        tables.append(text)
+    parts = (first, tables[0], totals, *tables[1:], remarks, how)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def junit(result: GateResult, *, strict: bool = False) -> str:
@@ -76,11 +86,10 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     skipping = {Verdict.INCONCLUSIVE, *NOT_MEASURED} - failing
     everything = result.everything
     for item in everything:
-        if isinstance(item, CaseResult):
-            group, name = group_of(item.case)[0], item.case
-        else:
-            group, name = "total", f"{item.mode}/{item.dtype}"
-        test = ET.SubElement(suite, "testcase", classname=f"tritonbn.gate.{group}", name=name)
+        name = _name(item)
+        group = group_of(name)[0] if isinstance(item, CaseResult) else "total"
+        where = {"classname": f"tritonbn.gate.{_plain(group)}", "name": _plain(name)}
+        test = ET.SubElement(suite, "testcase", where)
         text = _plain(": ".join(filter(None, (item.verdict.value, _figure(item), item.reason))))
         if item.verdict in failing:
             ET.SubElement(test, "failure", type=item.verdict.name, message=text).text = text
@@ -95,7 +104,8 @@ def junit(result: GateResult, *, strict: bool = False) -> str:
     suites = ET.Element("testsuites")
     suites.append(suite)
     ET.indent(suites)
-    return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+    page: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return page.decode() + "\n"
 
 
 def trend(result: GateResult, environment: Environment) -> str:
@@ -125,13 +135,39 @@ def trend(result: GateResult, environment: Environment) -> str:
     return json.dumps(entries, indent=1) + "\n"
 
 
+def _worst(result: GateResult) -> str:
+    """How many regressed, and the one that did so most."""
+    slower = [item for item in result.everything if item.verdict is Verdict.REGRESSION]
+    worst = max(slower, key=lambda item: item.interval.estimate if item.interval else 0.0)
+    cases = sum(isinstance(item, CaseResult) for item in slower)
+    found = ((cases, "case"), (len(slower) - cases, "total"))
+    counted = [_counted(number, name) for number, name in found if number]
+    change = worst.interval.percent() if worst.interval else ""
+    return f"{' and '.join(counted)}, the worst {change} (`{_name(worst)}`)"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def _name(item: CaseResult | Total) -> str:
+    return item.case if isinstance(item, CaseResult) else f"{item.mode}/{item.dtype}"
+
+
+def _remark(item: CaseResult | Total) -> str:
+    """The reason, short and with nothing that a page would take for a tag."""
+    reason = " ".join(_plain(item.reason).split())
+    short = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+    return html.escape(short, quote=False)
+
+
 def _gravest_first(item: CaseResult) -> tuple[int, float]:
     worst = -item.interval.estimate if item.interval else 0.0
     return list(Verdict).index(item.verdict), worst
 
 
 def _plain(text: str) -> str:
-    """Without the control characters that XML has no way to write."""
+    """Without control characters, which XML has no way to write and pages no use for."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
@@ -157,7 +193,7 @@ def _totals(totals: Sequence[Total]) -> str:
             _ratio(item.interval),
             f"{item.tau:.1%}",
             item.verdict.value,
-            item.reason,
+            _remark(item),
         )
         for item in totals
     ]
@@ -165,25 +201,24 @@ def _totals(totals: Sequence[Total]) -> str:
     return markdown_table(head, lines)
 
 
-def _line(item: CaseResult) -> tuple[object, ...]:
-    base = item.times.get(BASE, item.times.get(REFERENCE))
+def _line(item: CaseResult, side: str) -> tuple[object, ...]:
     return (
         f"`{item.case}`",
-        base,
+        item.times.get(side),
         item.times.get(HEAD),
         _ratio(item.interval),
         f"{item.tau:.1%}",
         item.verdict.value,
-        item.reason,
+        _remark(item),
     )
 
 
-def _fitting(items: Sequence[CaseResult], title: str, budget: int) -> tuple[str, int]:
+def _fitting(items: Sequence[CaseResult], title: str, side: str, budget: int) -> tuple[str, int]:
     """A table of as many items as fit, and the bytes that are left."""
-    head = ("case", "base, ms", "head, ms", "ratio", "margin", "verdict", "remarks")
+    head = ("case", f"{side}, ms", "head, ms", "ratio", "margin", "verdict", "remarks")
     if not items:
         return "", budget
-    lines = [_line(item) for item in items]
+    lines = [_line(item, side) for item in items]
     while True:
         text = markdown_table(head, lines) if lines else ""
         left_out = len(items) - len(lines)

@@ -91,9 +91,9 @@ def judged(interval: Interval, witness: Interval | None, tau: float, witnessed: 
     sign = 1 if verdict is Verdict.REGRESSION else -1
     if witness is not None and sign * witness.estimate > math.log1p(tau) / 2:
         return Answer(verdict, interval, tau, witness)
-    seen = "was not measured" if witness is None else f"{math.expm1(witness.estimate):+.1%}"
+    seen = "was not measured" if witness is None else witness.percent()
     reason = (
-        f"head to reference {math.expm1(interval.estimate):+.1%}, but head to copy {seen}: "
+        f"head to reference {interval.percent()}, but head to copy {seen}: "
         "the reference may have moved"
     )
     softened = Verdict.INCONCLUSIVE if verdict is Verdict.REGRESSION else Verdict.PASS

@@ -21,7 +21,8 @@ class Rule:
         confidence: of the intervals, two-sided
         slow_clock: share of the case's median SM clock below which a round is dropped
         most_dropped: share of rounds dropped above which a case gets no verdict
-        seconds: time cap of the first pass over a case; passes that confirm get twice as many
+        seconds: time cap of a case's first pass, from the end of its first round on; passes that
+            confirm get twice as many
         seed: of the bootstrap
     """
 

@@ -106,11 +106,13 @@ def _method(draft: Draft) -> str:
     states = "; ".join(_CACHES.get(cache, cache) for cache in caches)
     timer = "the fake timer" if draft.fake else "CUDA events"
     return (
-        f"{text}Device time by {timer}, {states}. In each round every provider is timed twice, "
-        f"forwards and backwards through them. {rounds_in_words(draft)}Times are medians over "
-        "rounds with 20th and 80th percentile; ratios are means over rounds with 95 % intervals "
-        "from a bootstrap. Data are random with a mean away from zero. Host-bound: calls in a row "
-        f"take more than {HOST_BOUND:g} x the device time each. Clocks were not locked."
+        f"{text}Device time by {timer}, the device waiting until a call is issued; {states}. In "
+        "each round every provider is timed twice, forwards and backwards through them. "
+        f"{rounds_in_words(draft)}Times are medians over rounds with 20th and 80th percentile; "
+        "ratios are means over rounds with 95 % intervals from a bootstrap. Data are random with a "
+        f"mean away from zero. Host-bound: calls in a row take more than {HOST_BOUND:g} x the "
+        "device time each. Clocks were not locked; rounds at a low clock are dropped where the "
+        "driver tells it."
     )
 
 

@@ -3,25 +3,32 @@
 One file for each minor version of Triton, `budgets/<version>.json`, one line for each launch and
 for each training step. Widths may not shrink; shared memory, stack, spills, double precision,
 atomics and launches may not grow; registers are compared with their cap elsewhere and only noted
-here, since they move with the compiler's mood.
+here, since they move with the compiler's mood. Beside it `<version>.hints.json` has the cache hints
+of some of the launches: of two hints none is better, so any change is worse.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import triton
 
-from .metrics import ATOMIC, LOAD, STORE, KernelFigures
+from .accesses import ATOMIC, LOAD, PLAIN, STORE
+from .metrics import KernelFigures
 
 if TYPE_CHECKING:
     from .check import Row
 
 Figures = dict[str, int]
+Numbers = dict[str, float]
+Words = dict[str, str]
+Value = int | float | str
+# sentences on what became worse, or otherwise changed, from one line of a budget to another
+Change = Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[str]]
 FOLDER = Path(__file__).with_name("budgets")
 # the tensors that are read and written as a whole
 DATA_ARGUMENTS = ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr")
@@ -29,6 +36,8 @@ DATA_ARGUMENTS = ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr")
 CEILINGS = ("spill", "stack", "shared", "fp64", "float atomics", "launches")
 SOFT = ("registers", "cap")
 TRAINING = ("forward train", "backward train", "train")
+# what of a tensor's traffic may grow: rounding of shares, not a sector
+TRAFFIC_SLACK = 0.005
 
 
 def version() -> str:
@@ -73,7 +82,7 @@ def measure(rows: Iterable[Row]) -> dict[str, Figures]:
     for row in rows:
         planned = row.planned
         place = f"{row.figures.target} {planned.case.name}"
-        found[f"{place} | {planned.operation} | {planned.record.kernel}"] = figures_of(row.figures)
+        found[key_of(row)] = figures_of(row.figures)
         steps[f"{place} | training step"] += planned.operation in TRAINING
     return {**found, **{step: {"launches": count} for step, count in steps.items()}}
 
@@ -100,12 +109,65 @@ def other_figures(before: Mapping[str, int], now: Mapping[str, int]) -> Iterator
             yield f"{name} {old} -> {new}"
 
 
+def hints_kept(figures: KernelFigures) -> Words:
+    """Cache modifiers of each tensor's loads and stores; tensors without any are left out, and so
+    is the fusion of products and sums, unless it is off."""
+    kept = {f"hints of {access}": hint for access, hint in figures.hints if hint != PLAIN}
+    return kept if figures.fp_fusion else {**kept, "fp_fusion": "off"}
+
+
+def hints_of(rows: Iterable[Row]) -> dict[str, Words]:
+    """The budget of cache hints that `rows` would keep exactly, by the keys of `measure`."""
+    return {key_of(row): hints_kept(row.figures) for row in rows}
+
+
+def key_of(row: Row) -> str:
+    """`target case | operation | kernel`."""
+    planned = row.planned
+    return (
+        f"{row.figures.target} {planned.case.name} | {planned.operation} | {planned.record.kernel}"
+    )
+
+
+def any_change(before: Mapping[str, Value], now: Mapping[str, Value]) -> Iterator[str]:
+    """Sentences on everything that changed: for budgets in which nothing is better or worse."""
+    for name in sorted({*before, *now}):
+        default = PLAIN if name.startswith("hints") else "on" if name == "fp_fusion" else 0
+        old, new = before.get(name, default), now.get(name, default)
+        if old != new:
+            yield f"{name} {old} -> {new}"
+
+
+def more_traffic(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    """Sentences on tensors that are moved more often, or not written any more."""
+    for name in sorted({*before, *now}):
+        old, new = before.get(name, 0), now.get(name, 0)
+        if new > old + TRAFFIC_SLACK * max(old, 1):
+            yield f"{name} {old} -> {new}"
+
+
+def other_traffic(before: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
+    """Sentences on traffic that changed without becoming more."""
+    worse = {*more_traffic(before, now)}
+    return (sentence for sentence in any_change(before, now) if sentence not in worse)
+
+
+def nothing(before: Mapping[str, Value], now: Mapping[str, Value]) -> Iterator[str]:
+    """No sentence: beside `any_change`."""
+    return iter(())
+
+
 def compare(
-    budget: Mapping[str, Figures], measured: Mapping[str, Figures]
+    budget: Mapping[str, Mapping[str, Any]],
+    measured: Mapping[str, Mapping[str, Any]],
+    worse_of: Change = worse_figures,
+    other_of: Change = other_figures,
+    whole: bool = False,
 ) -> tuple[list[str], list[str]]:
     """(lines on what became worse, lines on what else changed), one line for each launch.
 
-    Launches that the budget has for other targets and cases are not looked at.
+    Launches that the budget has for other targets and cases are not looked at, unless `measured`
+    is the whole of what the budget should have.
     """
     worse, other = [], []
     for key, now in measured.items():
@@ -113,24 +175,24 @@ def compare(
         if before is None:
             worse.append(f"{key}: not in the budget")
             continue
-        if found := list(worse_figures(before, now)):
+        if found := list(worse_of(before, now)):
             worse.append(f"{key}: {', '.join(found)}")
-        if found := list(other_figures(before, now)):
+        if found := list(other_of(before, now)):
             other.append(f"{key}: {', '.join(found)}")
     places = {place_of(key) for key in measured}
-    gone = [key for key in budget if place_of(key) in places and key not in measured]
+    gone = [key for key in budget if (whole or place_of(key) in places) and key not in measured]
     return worse, other + [f"{key}: no longer launched" for key in gone]
 
 
-def read(path: Path) -> dict[str, Figures] | None:
+def read(path: Path) -> dict[str, Any] | None:
     """The budget in `path`, None where there is none."""
     if not path.exists():
         return None
-    found: dict[str, Figures] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
-def write(path: Path, measured: Mapping[str, Figures], whole: bool) -> None:
+def write(path: Path, measured: Mapping[str, Mapping[str, Any]], whole: bool) -> None:
     """Commit `measured` to `path`; unless it is the whole, what was there for others stays."""
     places = {place_of(key) for key in measured}
     kept = {} if whole else read(path) or {}
@@ -139,5 +201,5 @@ def write(path: Path, measured: Mapping[str, Figures], whole: bool) -> None:
         f"{json.dumps(key)}: {json.dumps(figures)}"
         for key, figures in sorted({**kept, **measured}.items())
     ]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

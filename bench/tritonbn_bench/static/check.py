@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from . import budget
+from .accesses import ATOMIC, LOAD, STORE
 from .budget import DATA_ARGUMENTS
 from .driver import TARGETS, Target
-from .metrics import ATOMIC, LOAD, STORE, KernelFigures, examine
+from .metrics import KernelFigures, examine
 from .plans import Case, Planned, planned_launches
 
 WIDE_BYTES = 16

@@ -1,42 +1,26 @@
-"""Figures of one compiled kernel, read from what the compiler made: no device, no execution.
-
-Which tensor an access belongs to is found by following its address back, through everything that
-computed it, to the kernel's pointer arguments: in the PTX for NVIDIA, in the LLVM text for AMD,
-whose assembly has too few registers to tell. A register of the PTX may be written at several
-places; all of them count.
-"""
+"""Figures of one compiled kernel, read from what the compiler made: no device, no execution."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from triton import knobs
 
+from .accesses import (
+    Access,
+    Hints,
+    llvm_accesses,
+    llvm_hints,
+    ptx_accesses,
+    ptx_fp64,
+    ptx_hints,
+    ptx_loose_releases,
+)
 from .driver import Target
-
-LOAD = "load"
-STORE = "store"
-ATOMIC = "atomic"
-
-
-@dataclass(frozen=True, order=True)
-class Access:
-    """Instructions of one kind on global memory: how many, and bytes that each moves per thread.
-
-    `argument` is the kernel's name of the tensor, several joined by `|` where the code selects.
-    """
-
-    kind: str
-    argument: str
-    width: int
-    count: int
-    is_float_atomic: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,10 @@ class KernelFigures:
     cap: int = 0
     # release atomics that no block barrier keeps behind the stores before them
     loose_releases: int = 0
+    # ("load x_ptr", modifiers of the loads of that tensor, PLAIN among them), sorted
+    hints: Hints = ()
+    # whether the compiler may join a product and a sum; budgets hold for one answer only
+    fp_fusion: bool = True
 
     def widths(self, kind: str, argument: str) -> list[int]:
         """Distinct widths in bytes, ascending, of the accesses of `kind` to `argument`."""
@@ -78,7 +66,7 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         text = compiled.asm["ptx"]
         registers, stack = _cubin_usage(compiled.asm["cubin"])
         spills = _cubin_spills(compiled.asm["cubin"]) if stack else 0
-        accesses = ptx_accesses(text, names)
+        accesses, hints = ptx_accesses(text, names), ptx_hints(text, names)
         fp64 = ptx_fp64(text)
         loose = ptx_loose_releases(text)
     else:
@@ -88,6 +76,7 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         # AMD notes spilled registers, of four bytes each
         spills = 4 * _noted(text, r"\.vgpr_spill_count:\s*(\d+)")
         accesses = llvm_accesses(compiled.asm["llir"], names)
+        hints = llvm_hints(compiled.asm["llir"], names)
         fp64 = len(re.findall(r"^\s+v_\w*_f64", text, re.MULTILINE))
         # no program waits for another there
         loose = 0
@@ -102,197 +91,14 @@ def examine(compiled: Any, target: Target) -> KernelFigures:
         accesses=accesses,
         cap=getattr(compiled.metadata, "maxnreg", None) or 0,
         loose_releases=loose,
+        hints=hints,
+        fp_fusion=compiled.metadata.enable_fp_fusion,
     )
 
 
 def argument_names(compiled: Any) -> list[str]:
     """Names of the arguments that the binary has, in order: constants are compiled away."""
     return [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
-
-
-class Dataflow:
-    """Which pointer arguments flow into which register."""
-
-    def __init__(self) -> None:
-        self._sources: dict[str, set[str]] = defaultdict(set)
-        self._roots: dict[str, str] = {}
-
-    def define(self, register: str, sources: Iterable[str]) -> None:
-        """`register` is computed, here or elsewhere too, from `sources`."""
-        self._sources[register].update(sources)
-
-    def root(self, register: str, argument: str) -> None:
-        """`register` holds the pointer that the kernel calls `argument`."""
-        self._roots[register] = argument
-
-    def origin(self, register: str) -> str:
-        """Names of the arguments behind `register`, sorted and joined by `|`."""
-        seen, waiting, found = {register}, [register], set()
-        while waiting:
-            current = waiting.pop()
-            if current in self._roots:
-                found.add(self._roots[current])
-            fresh = self._sources.get(current, set()) - seen
-            seen |= fresh
-            waiting.extend(fresh)
-        return "|".join(sorted(found))
-
-
-_PTX_STATEMENT = re.compile(r"^(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*)$", re.DOTALL)
-_PTX_REGISTER = re.compile(r"%[a-z]+\d+")
-_PTX_PARAMETER = re.compile(r"\[\s*\w*_param_(\d+)\s*\]")
-_PTX_POINTER = re.compile(r"\.param \.u64 \.ptr \.global[^,)]*?_param_(\d+)")
-_PTX_KINDS = {"ld": LOAD, "st": STORE, "atom": ATOMIC, "red": ATOMIC}
-
-
-def _ptx_statements(text: str) -> Iterator[tuple[list[str], str]]:
-    """(parts of the opcode, operands) of every instruction; directives and comments are skipped."""
-    # the sections after the code hold debug information
-    body = text.split("\t.section", 1)[0]
-    for line in body.splitlines():
-        for statement in line.split("//", 1)[0].split(";"):
-            found = _PTX_STATEMENT.match(statement.strip())
-            if found is not None:
-                yield found.group(1).split("."), found.group(2)
-
-
-def ptx_fp64(text: str) -> int:
-    """Instructions that compute in, or convert from or to, double precision."""
-    return sum("f64" in parts for parts, _ in _ptx_statements(text))
-
-
-def ptx_loose_releases(text: str) -> int:
-    """Releasing atomics with a store to global memory before them and no `bar.sync` in between.
-
-    One thread performs the atomic: it releases its own stores, those of the program's other threads
-    only behind a block barrier. Read in the order of the text, in which stores precede the atomic
-    that publishes them.
-    """
-    loose, stored = 0, False
-    for parts, _ in _ptx_statements(text):
-        if parts[0] == "st" and "global" in parts:
-            stored = True
-        elif parts[0] in {"bar", "barrier"}:
-            stored = False
-        elif parts[0] in {"atom", "red"} and {"release", "acq_rel"} & {*parts}:
-            loose += stored
-    return loose
-
-
-def ptx_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
-    """Accesses to global memory in the PTX `text` of a kernel whose arguments are `names`."""
-    pointers = {int(index) for index in _PTX_POINTER.findall(text)}
-    flow = Dataflow()
-    found: list[tuple[str, str, int, bool]] = []
-    for parts, operands in _ptx_statements(text):
-        registers = _PTX_REGISTER.findall(operands)
-        parameter = _PTX_PARAMETER.search(operands)
-        if parts[:2] == ["ld", "param"] and parameter and registers:
-            index = int(parameter.group(1))
-            if index in pointers:
-                # Triton's scratch pointers come after the kernel's own arguments
-                flow.root(registers[0], names[index] if index < len(names) else "scratch")
-        elif parts[0] in _PTX_KINDS and "global" in parts:
-            address = _PTX_REGISTER.search(operands[operands.index("[") :])
-            is_float = any(re.fullmatch(r"b?f\d+(x2)?", part) for part in parts)
-            if address is not None:
-                kind = _PTX_KINDS[parts[0]]
-                found.append((kind, address.group(), _ptx_width(parts), is_float))
-        elif parts[0] == "cp" and "async" in parts and "global" in parts:
-            # [shared], [global], bytes
-            _, _, source = operands.partition("],")
-            address = _PTX_REGISTER.search(source)
-            size = re.search(r"\],\s*(0x[0-9a-f]+|\d+)", source)
-            if address is not None and size is not None:
-                found.append((LOAD, address.group(), int(size.group(1), 0), False))
-        elif parts[0] not in {"ld", "st", "bra", "ret"} and registers:
-            flow.define(registers[0], registers[1:])
-    return _counted(flow, found)
-
-
-def _ptx_width(parts: list[str]) -> int:
-    """Bytes per thread of an instruction such as ld.global.v4.b32."""
-    lanes = next((int(part[1:]) for part in parts if re.fullmatch(r"v\d", part)), 1)
-    if "f16x2" in parts or "bf16x2" in parts:
-        return lanes * 4
-    bits = next(
-        int(re.sub(r"\D+", "", part)) for part in parts if re.fullmatch(r"b?[bfsu]\d+", part)
-    )
-    return lanes * bits // 8
-
-
-_LLVM_DEFINITION = re.compile(r"^\s*(%[\w.]+) = (.*)$")
-_LLVM_REGISTER = re.compile(r"%[\w.\-]+")
-_LLVM_ARGUMENT = re.compile(r"(\w+)(?: addrspace\(1\))?(?: [\w]+(?:\([^)]*\))?)* (%[\w.\-]+)")
-_LLVM_TYPE = r"(<\d+ x \w+>|\w+)"
-_LLVM_GLOBAL = re.compile(
-    rf"\b(load|store)(?: atomic| volatile)* {_LLVM_TYPE}.*?ptr addrspace\(1\) (%[\w.\-]+)"
-)
-_LLVM_BUFFER = re.compile(
-    rf"{_LLVM_TYPE} @llvm\.amdgcn\.raw\.ptr\.buffer\.(load|store|atomic)[\w.]*"
-    rf"\((?:{_LLVM_TYPE} \S+, )?ptr addrspace\(8\) (%[\w.\-]+)"
-)
-_LLVM_ATOMIC = re.compile(
-    rf"\b(?:atomicrmw(?: volatile)? (\w+)|cmpxchg)\s+ptr addrspace\(1\) (%[\w.\-]+), {_LLVM_TYPE}"
-)
-_LLVM_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
-
-
-def _llvm_width(kind: str) -> int:
-    """Bytes of an LLVM type such as `<4 x i32>`, `half` or `i8`."""
-    vector = re.fullmatch(r"<(\d+) x (\w+)>", kind)
-    lanes, element = (int(vector.group(1)), vector.group(2)) if vector else (1, kind)
-    bits = _LLVM_BITS[element] if element in _LLVM_BITS else int(element[1:])
-    return lanes * bits // 8
-
-
-def llvm_accesses(text: str, names: list[str]) -> tuple[Access, ...]:
-    """Accesses to global memory in the LLVM `text` of a kernel whose arguments are `names`."""
-    flow = Dataflow()
-    found: list[tuple[str, str, int, bool]] = []
-    for line in text.splitlines():
-        if line.startswith("define ") and "amdgpu_kernel" in line:
-            for index, (kind, argument) in enumerate(_LLVM_ARGUMENT.findall(line)):
-                # an index that comes from a size argument is no base
-                if kind == "ptr":
-                    flow.root(argument, names[index] if index < len(names) else "scratch")
-            continue
-        line = line.split(", !dbg", 1)[0]
-        access = _llvm_access(line)
-        if access is not None:
-            found.append(access)
-        definition = _LLVM_DEFINITION.match(line)
-        # what was loaded is data: an address computed from it belongs to another base
-        if definition is not None and (access is None or access[0] == STORE):
-            flow.define(definition.group(1), _LLVM_REGISTER.findall(definition.group(2)))
-    return _counted(flow, found)
-
-
-def _llvm_access(line: str) -> tuple[str, str, int, bool] | None:
-    """(kind, register of the base, bytes, whether a float atomic) of one line, None for others."""
-    if (match := _LLVM_BUFFER.search(line)) is not None:
-        result, kind, stored, base = match.groups()
-        moved = result if kind == LOAD else stored
-        return kind, base, _llvm_width(moved), kind == ATOMIC and "fadd" in line
-    if (match := _LLVM_ATOMIC.search(line)) is not None:
-        operation, base, moved = match.groups()
-        return ATOMIC, base, _llvm_width(moved), str(operation).startswith("f")
-    if (match := _LLVM_GLOBAL.search(line)) is not None:
-        kind, moved, base = match.groups()
-        return kind, base, _llvm_width(moved), False
-    return None
-
-
-def _counted(flow: Dataflow, found: list[tuple[str, str, int, bool]]) -> tuple[Access, ...]:
-    counts = Counter(
-        (kind, flow.origin(register), width, is_float) for kind, register, width, is_float in found
-    )
-    return tuple(
-        sorted(
-            Access(kind, argument, width, count, is_float)
-            for (kind, argument, width, is_float), count in counts.items()
-        )
-    )
 
 
 def _noted(text: str, pattern: str) -> int:

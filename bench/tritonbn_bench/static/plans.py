@@ -7,7 +7,7 @@ and many channels, one program or several for a channel, both families, offsets 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -167,6 +167,11 @@ def quick_cases() -> Iterator[Case]:
         mask = case.activation == "relu" and case.residual
         if case.shape in QUICK_SHAPES and case.dtype == "bf16" and (mask or not case.fused):
             yield case
+
+
+def is_chosen(name: str, only: Sequence[str]) -> bool:
+    """Whether a case of this name is looked at: it contains one of `only`, or that is empty."""
+    return not only or any(words in name for words in only)
 
 
 @dataclass(frozen=True)

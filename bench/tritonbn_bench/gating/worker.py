@@ -1,0 +1,252 @@
+"""The process of one side: `python -m tritonbn_bench.gating.worker`.
+
+Its import path has the harness of the head and the packages of its own side. It is told what to do
+by a JSON object a line on stdin, answers each with one on stdout, and ends with its stdin. What
+libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from .revisions import PACKAGES, tree_hash
+
+if TYPE_CHECKING:
+    from ..cases import Case
+    from ..inputs import Inputs
+    from ..providers import Prepared
+    from ..stopwatch import Stopwatch
+    from ..timer import Work
+
+__all__ = ["Worker", "main"]
+
+# modules that judge rather than compute: both sides are held against the head's
+JUDGES = {"tritonbn": "reference", "tritonbn_kernels": "traffic"}
+
+
+class Worker:
+    """What a side can be told to do; every method's arguments and result fit into JSON.
+
+    Args:
+        device: "cuda" or "cpu"
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        from .planted import Plant
+
+        if device == "cpu":
+            torch.set_num_threads(1)
+            _share_a_core()
+        self._device = device
+        self._plant = Plant(device)
+        self._luck = random.Random()
+        self._stopwatches: dict[str | None, Stopwatch] = {}
+        self._ballast = bytearray()
+        self._held: tuple[Case, str, bool] | None = None
+        self._works: dict[str, Work] = {}
+        self._unplanted: Work | None = None
+        self._stopwatch: Stopwatch | None = None
+        # of what is planted: its share, the time of a call without it, and where it goes
+        self._share, self._inside, self._forward = 0.0, False, True
+        self._ms: float | None = None
+
+    def hello(self) -> dict[str, Any]:
+        """Who this is: process, packages and their hash, versions."""
+        import torch
+
+        # both sides import now, side by side, what their first case would have to wait for
+        import_module("tritonbn_bench.gating.work")
+        packages = [Path(str(import_module(name).__file__)).resolve().parent for name in PACKAGES]
+        triton = sys.modules.get("triton")
+        return {
+            "pid": os.getpid(),
+            "packages": [str(package) for package in packages],
+            "digest": tree_hash(packages),
+            "torch": torch.__version__,
+            "triton": getattr(triton, "__version__", None),
+        }
+
+    def prepare(
+        self, case: dict[str, Any], via: str, seed: int, cache: str | None, rivals: bool
+    ) -> dict[str, Any]:
+        """Make a case ready on fresh buffers; the fault of its results, or calls a block by name.
+
+        Args:
+            case: fields of a `Case`
+            via: one of `work.VIAS`
+            seed: of the inputs
+            cache: as `stopwatch_of` takes it
+            rivals: make torch's own BatchNorm and a copy ready too
+        """
+        from ..cases import Case
+        from .work import fault_of
+
+        self.drop()
+        wanted = Case(**{**case, "plane": tuple(case["plane"])})
+        self._held = (wanted, via, rivals)
+        inputs, prepared = self._ready(seed)
+        fault = fault_of(wanted, inputs, prepared["ours"])
+        if fault:
+            self.drop()
+            return {"fault": fault}
+        self._forward = wanted.mode.startswith("forward")
+        self._stopwatch = stopwatch = self._stopwatch_of(cache)
+        return {
+            "fault": "",
+            "backends": {name: one.backend for name, one in prepared.items()},
+            "calls": {name: stopwatch.calls_for(work) for name, work in self._works.items()},
+            "cache": stopwatch.cache,
+        }
+
+    def renew(self, seed: int) -> dict[str, Any]:
+        """Put what was prepared on fresh buffers elsewhere in memory, planted as before."""
+        self._works = {}
+        self._ready(seed)
+        for work in self._works.values():
+            for _ in range(2):
+                work.call(work.setup())
+        if self._share:
+            self.plant(self._share, 1, self._inside)
+        return {}
+
+    def block(self, name: str, calls: int) -> dict[str, Any]:
+        """Time a block of what was prepared: median in ms per call."""
+        assert self._stopwatch is not None
+        work = self._works[name]
+        # the other process has been at work: without a run-up the head, which times the rivals too
+        # and so is woken more often, looks faster by a per cent
+        self._stopwatch.block(work, max(calls // 3, 3))
+        return {"ms": self._stopwatch.block(work, calls)}
+
+    def plant(self, share: float, calls: int, inside: bool) -> dict[str, Any]:
+        """Make tritonbn slower by a share of a call's time; 0 takes it back.
+
+        Args:
+            share: of a call's time
+            calls: of a block, where the time of a call has to be found first
+            inside: slow the functions of the package where they are at the head of the call, rather
+                than the call, which has a little more to it
+        """
+        assert self._stopwatch is not None and self._unplanted is not None
+        work, self._share, self._inside = self._unplanted, share, inside
+        if share and self._ms is None:
+            self._ms = median(self._stopwatch.block(work, calls) for _ in range(3))
+        self._works["ours"] = self._plant.set(
+            work, share, self._ms or 0.0, inside=inside and self._forward
+        )
+        return {}
+
+    def drop(self) -> dict[str, Any]:
+        """Let go of what was prepared, and of what was planted."""
+        self._plant.clear()
+        self._held, self._works, self._unplanted = None, {}, None
+        self._share, self._ms = 0.0, None
+        if self._device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        return {}
+
+    def _ready(self, seed: int) -> tuple[Inputs, dict[str, Prepared]]:
+        """Inputs and calls of what is held, on fresh buffers."""
+        from .work import fresh_inputs, prepare_ours, prepare_rivals
+
+        assert self._held is not None
+        case, via, rivals = self._held
+        if self._device == "cpu":
+            # where buffers lie in the caches is luck, a side's own and good for some per cent of
+            # time: a ballast of random size moves what is allocated after it
+            self._ballast = bytearray(self._luck.randrange(1, 64) * 4160)
+        inputs = fresh_inputs(case, self._device, seed)
+        prepared = {"ours": prepare_ours(case, via, inputs)}
+        if rivals:
+            prepared |= prepare_rivals(case, inputs)
+        self._works = {name: one.work for name, one in prepared.items()}
+        self._unplanted = self._works["ours"]
+        return inputs, prepared
+
+    def _stopwatch_of(self, cache: str | None) -> Stopwatch:
+        from ..stopwatch import stopwatch_of
+
+        if cache not in self._stopwatches:
+            self._stopwatches[cache] = stopwatch_of(self._device, cache)
+        return self._stopwatches[cache]
+
+
+def _share_a_core() -> None:
+    """Stay on one core, the same for both sides: cores differ by who else uses them, and only one
+    side works at a time."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def judge_by(roots: Sequence[Path]) -> None:
+    """Put the head's JUDGES in the place of this side's; its own code keeps those it has imported.
+
+    Args:
+        roots: of the head's PACKAGES, in their order
+    """
+    for root, (package, module) in zip(roots, JUDGES.items(), strict=True):
+        owner = import_module(package)
+        path = root / package / f"{module}.py"
+        name = f"{package}.{module}"
+        if Path(str(import_module(name).__file__)).resolve() == path.resolve():
+            continue
+        spec = spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        judge = module_from_spec(spec)
+        sys.modules[name] = judge
+        spec.loader.exec_module(judge)
+        setattr(owner, module, judge)
+
+
+def main() -> int:
+    """Serve until stdin ends or `quit` comes; the exit code."""
+    parser = argparse.ArgumentParser(prog="tritonbn_bench.gating.worker")
+    parser.add_argument("--device", required=True, choices=["cuda", "cpu"])
+    parser.add_argument("--judge", required=True, nargs=len(PACKAGES), type=Path)
+    options = parser.parse_args()
+    # answers keep the pipe, everything else that is printed gets stderr
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    judge_by(options.judge)
+    worker = Worker(options.device)
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "hello": worker.hello,
+        "prepare": worker.prepare,
+        "renew": worker.renew,
+        "block": worker.block,
+        "plant": worker.plant,
+        "drop": worker.drop,
+    }
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request.pop("do")
+        if do == "quit":
+            break
+        try:
+            answer = commands[do](**request)
+        except Exception as problem:
+            # the other side goes on, so this one answers rather than dies
+            answer = {"error": f"{type(problem).__name__}: {str(problem).strip()[:300]}"}
+        print(json.dumps(answer), file=channel, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # nothing is held that outlives a process, and torch takes half a second to fold its tents
+    os._exit(code)
