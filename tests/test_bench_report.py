@@ -349,6 +349,8 @@ def test_resources_are_the_worst_of_every_plan_in_the_budget(
     }
     for version in ("3.6", "3.10"):
         (tmp_path / f"{version}.json").write_text(json.dumps(budget))
+    counted = {"interpreter features, 7x9 bf16 | forward train": {"all over floor": 1.25}}
+    (tmp_path / "traffic.json").write_text(json.dumps(counted))
     monkeypatch.setattr(resources, "BUDGETS", tmp_path)
     found: dict[str, Row] = {row.quantity: row for row in static_rows() if row.origin == "sm_90"}
     assert {name: row.value for name, row in found.items()} == {
@@ -364,3 +366,8 @@ def test_resources_are_the_worst_of_every_plan_in_the_budget(
         ("static", "bf16", f"triton {resources.budget_version()}")
     }
     assert resources.budget_version() in ("3.6", "3.10")
+    (row,) = (row for row in static_rows() if row.quantity == resources.OVER_FLOOR)
+    assert (row.kind, row.case, row.data, row.value) == (
+        *("static", "features, 7x9 bf16"),
+        *("forward train", 1.25),
+    )

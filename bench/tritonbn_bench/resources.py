@@ -7,18 +7,20 @@ from the committed budgets, which are made of binaries that never ran.
 from __future__ import annotations
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 
 from .cases import DTYPES, resnet50_cases
 from .results import Row
 
-__all__ = ["plan_rows", "static_rows"]
+__all__ = ["OVER_FLOOR", "plan_rows", "static_rows"]
 
 BUDGETS = Path(__file__).with_name("static") / "budgets"
 # of a budget's figures: whose greatest is told, and whose least, with their units
 MOST = {"registers": "1", "stack": "bytes", "spill": "bytes", "shared": "bytes"}
 LEAST = ("load x", "load dy", "store y", "store dx")
+OVER_FLOOR = "bytes moved over the floor"
 DEVICES = ("h200", "h100", "a100", "mig16")
 
 
@@ -26,7 +28,7 @@ def budget_version() -> str:
     """Minor version of Triton whose budget is told: the installed one's if there is one, else the
     newest."""
     known = sorted(
-        (path.stem for path in BUDGETS.glob("*.json")),
+        (path.stem for path in BUDGETS.glob("*.json") if re.fullmatch(r"\d+\.\d+", path.stem)),
         key=lambda name: [int(part) for part in name.split(".")],
     )
     try:
@@ -75,7 +77,27 @@ def static_rows() -> list[Row]:
             )
             for quantity, (unit, value) in found.items()
         ]
-    return rows
+    return rows + _counted_rows()
+
+
+def _counted_rows() -> list[Row]:
+    """Bytes that each family of plans moves, as the interpreter's meter counted them for the
+    committed budget."""
+    path = BUDGETS / "traffic.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return [
+        Row(
+            "static",
+            "static",
+            key.split(" | ")[0].removeprefix("interpreter "),
+            "tritonbn",
+            OVER_FLOOR,
+            value=figures["all over floor"],
+            data=key.split(" | ")[1],
+            origin="counted in the interpreter",
+        )
+        for key, figures in content.items()
+    ]
 
 
 def plan_rows() -> list[Row]:

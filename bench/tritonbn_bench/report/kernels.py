@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..resources import OVER_FLOOR
 from ..results import Row
-from .blocks import Draft, Section
+from .blocks import Block, Draft, Section
 from .step_pictures import bar_panel
 
 __all__ = ["plans_section", "resources_section"]
@@ -42,9 +45,23 @@ def plans_section(draft: Draft) -> Section:
 
 def resources_section(draft: Draft) -> Section:
     """What compiled kernels need, by architecture."""
-    rows = draft.of("static")
-    if not rows:
-        return Section("resources", "Resources of the kernels", ())
+    counted = draft.of("static", quantity=OVER_FLOOR)
+    rows = [row for row in draft.of("static") if row.quantity != OVER_FLOOR]
+    blocks: list[Block] = []
+    if counted:
+        lines = [(row.case, row.data, row.value) for row in counted]
+        note = (
+            "Sectors of 32 bytes that each family of plans moves, counted in Triton's interpreter "
+            "for the committed budget, over what any algorithm must move: 1 is the floor."
+        )
+        head = ("plan", "operation", OVER_FLOOR)
+        blocks = [draft.table(counted, "counted", "Traffic by plan", head, lines, note)]
+    if rows:
+        blocks += _resources(draft, rows)
+    return Section("resources", "Resources of the kernels", tuple(blocks))
+
+
+def _resources(draft: Draft, rows: Sequence[Row]) -> list[Block]:
     quantities = tuple(dict.fromkeys(row.quantity for row in rows))
     cells: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows:
@@ -79,11 +96,7 @@ def resources_section(draft: Draft) -> Section:
         "any plan that is wide enough."
     )
     head = ("target", "kernel", "dtype", *quantities)
-    return Section(
-        "resources",
-        "Resources of the kernels",
-        (
-            draft.picture(rows, "registers", "Registers by architecture", panels, note),
-            draft.table(rows, "resources", "Resources by kernel and dtype", head, lines),
-        ),
-    )
+    return [
+        draft.picture(rows, "registers", "Registers by architecture", panels, note),
+        draft.table(rows, "resources", "Resources by kernel and dtype", head, lines),
+    ]
