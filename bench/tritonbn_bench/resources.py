@@ -118,10 +118,10 @@ def plan_rows() -> list[Row]:
             figures = {
                 "launches": ("1", expected.launches),
                 "programs": ("1", expected.programs),
-                "channels kept on the chip, %": ("1", 100 * expected.held_share),
-                "modelled time, us": ("us", 1e6 * expected.seconds),
-                "modelled time of the floor, us": ("us", 1e6 * expected.floor_seconds),
-                "modelled time of two reads, us": ("us", 1e6 * expected.two_read_seconds),
+                "kept on the chip": ("%", 100 * expected.held_share),
+                "modelled time": ("us", 1e6 * expected.seconds),
+                "of the floor": ("us", 1e6 * expected.floor_seconds),
+                "of two reads": ("us", 1e6 * expected.two_read_seconds),
             }
             columns = {**case.columns, "data": name, "origin": KNOWN[name].name}
             rows += [

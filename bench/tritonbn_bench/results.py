@@ -204,16 +204,16 @@ class Results:
         """The JSON.
 
         Args:
-            digits: significant ones of numbers that are not whole; 9 tell any fp32 from any other,
-                17 any fp64
+            digits: significant ones of numbers that are not whole, 17 for all of them; those of
+                training steps are always whole, for they are compared with one another
         """
 
-        def rounded(value: Any) -> Any:
+        def rounded(row: Row, value: Any) -> Any:
             broken = isinstance(value, float) and math.isfinite(value) and value != int(value)
-            return float(f"{value:.{digits}g}") if broken else value
+            return float(f"{value:.{digits}g}") if broken and row.step is None else value
 
         # a copy of fields is all there is to do, and asdict takes a hundred times as long
-        rows = [[rounded(getattr(row, name)) for name in COLUMNS] for row in self.rows]
+        rows = [[rounded(row, getattr(row, name)) for name in COLUMNS] for row in self.rows]
         content = {
             "schema": SCHEMA,
             "environment": self.environment,

@@ -168,7 +168,8 @@ def thinned(values: list[int], factor: float = 1.98) -> list[int]:
 
 def _mark(figure: Figure, kind: str) -> None:
     """Make the kind of the figures visible."""
-    figure.suptitle(LABELS[kind], x=0.99, ha="right", fontsize=8, style="italic")
+    # at the left, where a small screen begins
+    figure.suptitle(LABELS[kind], x=0.01, ha="left", fontsize=8, style="italic")
     looks: dict[str, tuple[str, Any]] = {"modelled": ("///", "--"), "static": ("\\\\\\", ":")}
     hatch, style = looks.get(kind, ("", ""))
     for axes in figure.axes:
@@ -202,6 +203,7 @@ def _slim(svg: str, name: str) -> str:
     _tidy(root, short)
     for group in [*root.iter()]:
         _hoist(group)
+        _drop_hidden(group)
     text = ElementTree.tostring(root, encoding="unicode")
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", text)
     text = text.replace("&apos;", "'")
@@ -245,3 +247,15 @@ def _hoist(group: ElementTree.Element) -> None:
                 group.insert(index + offset, grandchild)
         else:
             index += 1
+
+
+def _drop_hidden(group: ElementTree.Element) -> None:
+    """Leave out marks that lie on one like them, to the pixel."""
+    seen = set()
+    for child in [*group]:
+        if child.tag == f"{{{_SVG}}}use":
+            place = [round(float(child.get(axis, "0"))) for axis in ("x", "y")]
+            mark = (child.get("href"), child.get("style"), *place)
+            if mark in seen:
+                group.remove(child)
+            seen.add(mark)

@@ -30,17 +30,23 @@ def plans_section(draft: Draft) -> Section:
     ]
     note = (
         "Which kernels the BatchNorm layers of ResNet-50 get, and what is expected of them: "
-        "one read: the channel stays on the chip; two reads: it does not."
+        "one read: the channel stays on the chip; two reads: it does not. Times are those of the "
+        "model, of the plan, of the floor, and of a kernel that reads twice."
     )
     table = draft.table(
         rows,
         "plans",
         "Plans by architecture",
-        ("device", "case", "plan", *quantities),
+        ("device", "case", "plan", *[_with_unit(name, rows) for name in quantities]),
         lines,
         note,
     )
     return Section("plans", "Plans", (table,))
+
+
+def _with_unit(quantity: str, rows: Sequence[Row]) -> str:
+    unit = next(row.unit for row in rows if row.quantity == quantity)
+    return quantity if unit == "1" else f"{quantity}, {unit}"
 
 
 def resources_section(draft: Draft) -> Section:
@@ -95,7 +101,7 @@ def _resources(draft: Draft, rows: Sequence[Row]) -> list[Block]:
         f"budget of {rows[0].backend}. Widths are bytes a thread moves at once, least of "
         "any plan that is wide enough."
     )
-    head = ("target", "kernel", "dtype", *quantities)
+    head = ("target", "kernel", "dtype", *[_with_unit(name, rows) for name in quantities])
     return [
         draft.picture(rows, "registers", "Registers by architecture", panels, note),
         draft.table(rows, "resources", "Resources by kernel and dtype", head, lines),

@@ -24,7 +24,7 @@ FEWEST_TO_FILTER = 20
 FEWEST_TO_SHARE = 4
 _STYLED = r' style="([^"]+)"'
 # of the numbers in the page's copy of the data; the file beside it has them all
-DIGITS = 9
+DIGITS = 6
 
 
 def as_html(
@@ -63,7 +63,7 @@ def as_html(
     environment.filters["filtered"] = lambda block: len(block.lines) >= FEWEST_TO_FILTER
     return environment.get_template("page.html").render(
         title=title,
-        styles=styles,
+        styles=f"{_right_aligned(sections)}\n{styles}",
         sections=sections,
         downloads={name: _packed(results) for name, results in data.items()},
         fake=FAKE_TIMER if any(map(is_fake, data.values())) else "",
@@ -85,6 +85,19 @@ def _numeric(table: Table) -> list[bool]:
     if not table.lines:
         return [False] * len(table.columns)
     return [is_number(column) for column in zip(*table.lines, strict=True)]
+
+
+def _right_aligned(sections: Sequence[Section]) -> str:
+    """The rule for columns of numbers: said once, and not in each of many thousand cells."""
+    places = [
+        f"#rows-{block.name} td:nth-child({index})"
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Table)
+        for index, numeric in enumerate(_numeric(block), 1)
+        if numeric
+    ]
+    return f"{','.join(places)} {{ text-align: right; min-width: 0; white-space: nowrap; }}"
 
 
 def _kinds(sections: Sequence[Section]) -> list[str]:

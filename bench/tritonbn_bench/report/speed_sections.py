@@ -210,7 +210,11 @@ def _networks(draft: Draft, ratios: Sequence[Speedup]) -> Section:
                     "Time of the rival / tritonbn; above 1 tritonbn is faster. Lines: 95 %.",
                 )
             )
-    others = [item for item in ratios if item.case.job in ("networks", "model")]
+    others = [
+        item
+        for item in ratios
+        if item.case.job == "model" or (item.case.job == "networks" and item.rival in EAGER)
+    ]
     if others:
         lines = [
             (
