@@ -85,6 +85,26 @@ def test_rows_alone_decide_what_a_figure_is_called(job: str, kind: str) -> None:
     assert {block.kind for block in blocks} == {kind}
 
 
+JOBS = ("accuracy", "training", "endtoend", "host", "traffic", "fusion", "memory", "plan", "static")
+
+
+def _kinds(rows: list[Row]) -> dict[str, str]:
+    """Kind by name of every table and picture that rows make."""
+    return {block.name: block.kind for block in _blocks(sections_of(Results({}, rows)))}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_figure_is_called_by_the_rows_that_it_shows_and_by_no_others(job: str) -> None:
+    rows = [replace(row, cache="") for row in full_table().rows if row.job in JOBS]
+    other = {"measured": "modelled", "modelled": "measured", "static": "measured"}
+    flipped = [replace(row, kind=other[row.kind]) if row.job == job else row for row in rows]
+    kinds, after = _kinds(rows), _kinds(flipped)
+    # what a job's rows make is gone without them
+    made = kinds.keys() - _kinds([row for row in rows if row.job != job]).keys()
+    assert made
+    assert {name for name in kinds if kinds[name] != after[name]} == made - FACTS
+
+
 def test_measured_and_modelled_rows_share_no_figure() -> None:
     results = table_without_a_gpu()
     loss = next(row for row in results.rows if row.quantity == "loss")
