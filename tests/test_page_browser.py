@@ -210,3 +210,12 @@ def test_it_prints(browser: Any) -> None:
     _open(browser, page_without_a_gpu())
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+
+
+def test_paper_holds_the_whole_width(browser: Any) -> None:
+    _open(browser, full_page(), 760)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 760
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -90,9 +90,11 @@ def _end_to_end(draft: Draft) -> Section:
                 row.provider: row for row in rows if (row.case, row.quantity) == (case, quantity)
             }
             first = next(iter(found.values()))
-            unit = "" if first.unit == "1" else f", {first.unit}"
+            scale, unit = (1e9, "GB") if first.unit == "bytes" else (1.0, first.unit)
             values = [found[name].value if name in found else None for name in providers]
-            lines.append((case, f"{quantity}{unit}", *values, first.bound))
+            label = quantity if unit == "1" else f"{quantity}, {unit}"
+            figures = [None if value is None else value / scale for value in values]
+            lines.append((case, label, *figures, first.bound))
         head = ("case", "quantity", *providers, "allowed")
         blocks.append(draft.table(rows, "endtoend-table", "Figures of the steps", head, lines))
     return Section("endtoend", "End to end", tuple(blocks))

@@ -38,10 +38,6 @@ for (const input of document.querySelectorAll("input[type=search]")) {
     output.textContent = `${shown} of ${body.rows.length} lines`;
   });
 }
-// a link into a folded table opens it, and paper shows them all
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
-});
 // the data as plain JSON, where the browser can unpack it
 if ("DecompressionStream" in self) {
   for (const link of document.querySelectorAll("a.data")) {
