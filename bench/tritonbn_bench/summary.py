@@ -27,6 +27,7 @@ __all__ = [
     "WRONG",
     "Speedup",
     "chain_times",
+    "counted",
     "exit_code",
     "failed",
     "geomean",
@@ -245,7 +246,7 @@ def verdict(results: Results) -> list[str]:
     sentences = [FAKE_TIMER] if is_fake(results) else []
     red = [row for row in failed(rows) if row.status == "failed" and row.provider in _OURS]
     if red:
-        sentences.append(f"{WRONG} {_count(len(red), 'check of tritonbn')} red: see failures.")
+        sentences.append(f"{WRONG} {counted(len(red), 'check of tritonbn')} red: see failures.")
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
@@ -257,11 +258,12 @@ def verdict(results: Results) -> list[str]:
     sentences += _memory_sentences(rows)
     wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
     if wrong:
-        sentences.append(f"{_count(len(wrong), 'figure')} missing: see failures and skips.")
+        sentences.append(f"{counted(len(wrong), 'figure')} missing: see failures and skips.")
     return sentences
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """So many of something, and the verb: `2 checks of tritonbn are`."""
     first, *rest = what.split(" ", 1)
     words = " ".join([first if number == 1 else f"{first}s", *rest])
     return f"{number} {words} {'is' if number == 1 else 'are'}"

@@ -17,7 +17,7 @@ from ..judge.intervals import Interval, mean_of
 from ..judge.rule import RULE
 from ..judge.verdicts import Verdict
 from ..results import PEAK, RATIO, SAVED, SHARE, Results, Row
-from ..summary import FAKE_TIMER, OURS, UNFUSED, failed, is_fake, times
+from ..summary import FAKE_TIMER, OURS, UNFUSED, WRONG, counted, failed, is_fake, times
 from .blocks import Block, Draft, Section, Table, Words
 from .canvas import MODES
 from .step_pictures import ratio_panel
@@ -168,7 +168,7 @@ def _verdict(
     if fake:
         yield Words(FAKE_TIMER, loud=True)
     if red:
-        yield Words(f"WRONG RESULTS: {len(red.lines)} checks are red in B only.", loud=True)
+        yield Words(f"{WRONG} {counted(len(red.lines), 'check')} red in B only.", loud=True)
     count = {verdict: [item.verdict for item in found].count(verdict) for verdict in _WORDS}
     if not found:
         yield Words("No case was timed in both reports: no speed is compared.", loud=True)

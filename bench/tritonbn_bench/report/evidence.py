@@ -265,7 +265,11 @@ def _host_bound(draft: Draft) -> Iterator[Block]:
         [host_panel(pairs)],
         "Calls in a row without waiting. Above the line the host sets the pace.",
     )
-    bound = [row for row in walls if row.host_bound and row.provider == OURS]
+    bound = [
+        row
+        for row in walls
+        if row.host_bound and row.provider == OURS and (row.job, row.case, OURS) in device
+    ]
     if bound:
         bound.sort(key=lambda row: -(row.value or 0.0) / device[row.job, row.case, OURS])
         worst = bound[:MOST_CASES]
@@ -295,9 +299,9 @@ def _traffic(draft: Draft) -> Section:
         found = {(row.case, row.provider): row for row in rows}
         lines = []
         for case in dict.fromkeys(row.case for row in rows):
-            columns = [found[case, provider] for provider in providers]
-            figures = [(row.value or 0.0) / 1e6 for row in columns]
-            first = columns[0]
+            columns = [found.get((case, provider)) for provider in providers]
+            figures = [(row.value or 0.0) / 1e6 if row else None for row in columns]
+            first = next(row for row in columns if row is not None)
             lines.append((case, FUSIONS[first.fusion].words, first.count, *figures, first.origin))
         head = ("case", "followed by", "layers", *[f"{name}, MB" for name in providers], "origin")
         blocks.append(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..resources import OVER_FLOOR
 from ..results import Row
 from .blocks import Block, Draft, Section
+from .frames import frame_of
 from .step_pictures import bar_panel
 
 __all__ = ["plans_section", "resources_section"]
@@ -76,26 +77,13 @@ def _resources(draft: Draft, rows: Sequence[Row]) -> list[Block]:
         (*key, *[found[name].value if name in found else None for name in quantities])
         for key, found in cells.items()
     ]
-    registers = {
-        target: [
-            (
-                kernel,
-                max(
-                    found["registers, most"].value or 0.0
-                    for key, found in cells.items()
-                    if key[:2] == (target, kernel) and "registers, most" in found
-                ),
-                None,
-                None,
-            )
-            for kernel in dict.fromkeys(key[1] for key in cells if key[0] == target)
-        ]
-        for target in dict.fromkeys(key[0] for key in cells)
-    }
-    panels = [
-        bar_panel(f"registers-{target}", target, "registers a thread, most of any plan", bars)
-        for target, bars in registers.items()
-    ]
+    registers = frame_of(row for row in rows if row.quantity == "registers, most")
+    panels = []
+    for target, part in registers.groupby("origin"):
+        most = part.groupby("case", sort=False)["value"].max()
+        bars = [(str(kernel), float(value), None, None) for kernel, value in most.items()]
+        label = "registers a thread, most of any plan"
+        panels.append(bar_panel(f"registers-{target}", str(target), label, bars))
     note = (
         "Read from compiled binaries that never ran, the worst of every plan in the committed "
         f"budget of {rows[0].backend}. Widths are bytes a thread moves at once, least of "

@@ -97,7 +97,7 @@ def _right_aligned(sections: Sequence[Section]) -> str:
         for index, numeric in enumerate(_numeric(block), 1)
         if numeric
     ]
-    return f"{','.join(places)} {{ text-align: right; min-width: 0; }}"
+    return f"{','.join(places)} {{ text-align: right; min-width: 0; }}" if places else ""
 
 
 def _kinds(sections: Sequence[Section]) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..environment import device_name
 from ..results import COLUMNS, HOST_BOUND, Results
 from ..summary import FAKE_TIMER, NO_SPEED, WRONG, failed, times, verdict
-from .blocks import Draft, Section, Table, Words
+from .blocks import Draft, Picture, Section, Table, Words
 from .evidence import evidence_sections
 from .kernels import plans_section, resources_section
 from .speed_sections import case_section, rounds_in_words, speed_sections
@@ -57,7 +58,17 @@ def title_of(results: Results) -> str:
 def sections_of(results: Results) -> list[Section]:
     """Every section that the rows allow, in the order of the page."""
     draft = Draft(results)
-    return [section for section in _all(draft) if section is not None and section.blocks]
+    found = []
+    for section in _all(draft):
+        # what an interrupted run left may be too little for a picture
+        blocks = tuple(
+            block
+            for block in (section.blocks if section else ())
+            if not isinstance(block, Picture) or block.panels
+        )
+        if section and blocks:
+            found.append(replace(section, blocks=blocks))
+    return found
 
 
 def _all(draft: Draft) -> Iterator[Section | None]:
@@ -104,10 +115,14 @@ def _method(draft: Draft) -> str:
         return text
     caches = dict.fromkeys(row.cache for row in found)
     states = "; ".join(_CACHES.get(cache, cache) for cache in caches)
-    timer = "the fake timer" if draft.fake else "CUDA events"
+    timer = "Time by the host's clock"
+    if draft.fake:
+        timer = "Time by a fake timer"
+    elif draft.results.environment.get("device") == "cuda":
+        timer = "Device time by CUDA events, the device waiting until a call is issued"
     return (
-        f"{text}Device time by {timer}, the device waiting until a call is issued; {states}. In "
-        "each round every provider is timed twice, forwards and backwards through them. "
+        f"{text}{timer}; {states}. In each round every provider is timed twice, forwards and "
+        "backwards through them. "
         f"{rounds_in_words(draft)}Times are medians over rounds with 20th and 80th percentile; "
         "ratios are means over rounds with 95 % intervals from a bootstrap. Data are random with a "
         f"mean away from zero. Host-bound: calls in a row take more than {HOST_BOUND:g} x the "

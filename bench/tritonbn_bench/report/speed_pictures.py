@@ -112,6 +112,7 @@ def throughput_panels(rows: Sequence[Row], axis: str) -> list[Panel]:
         and row.space == _PLANE
         and row.fusion == NONE
         and getattr(row, other) == held
+        and (row.provider, row.layout) in STYLES
     ]
     panels = []
     for mode in MODES:

@@ -105,10 +105,13 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
         for name in ("torch", UNFUSED, OURS)
     }
     theirs = by_provider["torch"]
+    # an interrupted run may lack some
+    present = [name for name in _LOSS_STYLES if len(by_provider[name]) == len(theirs)]
 
     def curves(axes: Axes) -> None:
         axes.plot(theirs, color=BLUE, linewidth=5, alpha=0.4, label="torch's layers")
-        for name, (colour, marker, size, label) in _LOSS_STYLES.items():
+        for name in present:
+            colour, marker, size, label = _LOSS_STYLES[name]
             axes.plot(
                 by_provider[name],
                 color=colour,
@@ -125,7 +128,8 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
         axes.legend()
 
     def gaps(axes: Axes) -> None:
-        for name, (colour, marker, size, label) in _LOSS_STYLES.items():
+        for name in present:
+            colour, marker, size, label = _LOSS_STYLES[name]
             found = [abs(a - b) for a, b in zip(theirs, by_provider[name], strict=True)]
             axes.plot(
                 # a logarithmic axis has no zero
@@ -167,7 +171,7 @@ def traffic_panels(rows: Sequence[Row], job: str) -> list[Panel]:
         def draw(axes: Axes) -> None:
             bottoms = [0.0] * len(providers)
             for mode, colour in (("forward_train", SKY), ("backward_train", ORANGE)):
-                sums = [moved[(*kind, mode, provider)] / 1e9 for provider in providers]
+                sums = [moved.get((*kind, mode, provider), 0.0) / 1e9 for provider in providers]
                 names = [name.replace(" ", "\n") for name in providers]
                 axes.bar(names, sums, 0.6, bottom=bottoms, color=colour, label=MODES[mode])
                 bottoms = [bottom + value for bottom, value in zip(bottoms, sums, strict=True)]
