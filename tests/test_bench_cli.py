@@ -89,12 +89,14 @@ def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("No speed was measured")
-    assert lines[-1] == f"report: {tmp_path / 'index.md'}"
-    page = (tmp_path / "index.md").read_text()
-    (tmp_path / "index.md").unlink()
+    assert lines[-1] == f"report: {tmp_path / 'index.html'}"
+    pages = [tmp_path / "index.html", tmp_path / "index.md"]
+    before = [page.read_text() for page in pages]
+    for page in pages:
+        page.unlink()
     again = _bench("report", str(tmp_path))
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / "index.md").read_text() == page
+    assert [page.read_text() for page in pages] == before
 
 
 @pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
@@ -120,7 +122,7 @@ def test_an_interrupted_run_keeps_its_figures_and_goes_on(tmp_path: Path) -> Non
     assert "interrupted; go on with --resume" in errors
     kept = Results.load(tmp_path).rows
     assert kept
-    assert (tmp_path / "index.md").exists()
+    assert (tmp_path / "index.html").exists()
     # no time left: one more case, then it stops cleanly
     done = _bench(*arguments, "--minutes", "0")
     assert done.returncode == 0, done.stderr

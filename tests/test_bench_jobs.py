@@ -107,7 +107,7 @@ def test_only_the_providers_asked_for_are_measured(run: Run) -> None:
 
 def test_a_machine_without_a_gpu_does_everything_but_speed() -> None:
     assert default_jobs("cpu") == (
-        *("accuracy", "training", "traffic", "fusion", "memory", "host"),
+        *("accuracy", "training", "traffic", "fusion", "memory", "plan", "static", "host"),
     )
     assert set(default_jobs("cuda")) - set(default_jobs("cpu")) == {
         *("resnet50", "sweep", "networks", "endtoend"),

@@ -1,241 +1,320 @@
 """The report, drawn from the fake timer's figures and from those of a machine without a GPU."""
 
-from collections.abc import Sequence
+import base64
+import gzip
+import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tritonbn_bench.cases import Case, suite
-from tritonbn_bench.environment import Environment
+from tests.pages import full_page, full_table, page_without_a_gpu, table_without_a_gpu
 from tritonbn_bench.jobs import Run, perform
-from tritonbn_bench.providers import PROVIDERS
+from tritonbn_bench.resources import static_rows
 from tritonbn_bench.results import Results, Row
-from tritonbn_bench.speed_rows import time_rows
-from tritonbn_bench.stopwatch import FakeStopwatch
-from tritonbn_bench.summary import NO_SPEED
-from tritonbn_bench.sweep import planned
-from tritonbn_bench.tables import case_table, markdown_table
-from tritonbn_bench.timer import Samples, Work
-from tritonbn_bench.training import Outcome, Trained, training_rows
-from tritonbn_kernels.traffic import floor_bytes, two_read_bytes, unfused_bytes
+from tritonbn_bench.summary import FAKE_TIMER, NO_SPEED, speedups
+from tritonbn_bench.tables import markdown_table
 
 pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("matplotlib", reason="needs matplotlib")
+pytest.importorskip("jinja2", reason="needs jinja2")
+
+from matplotlib.figure import Figure
 
 from tritonbn_bench.report import write_report
+from tritonbn_bench.report.blocks import Draft, Picture, Section, Table
+from tritonbn_bench.report.canvas import LABELS, Panel, render
+from tritonbn_bench.report.heatmaps import share_panels, speedup_panels
+from tritonbn_bench.report.sections import sections_of
+from tritonbn_bench.report.speed_pictures import throughput_panels
 
-GPU: Environment = {"device": "cuda", "gpu": "Imaginary GPU", "date": "2026-01-01 00:00 UTC"}
-# GB/s (1e9) of imaginary kernels
-BANDWIDTHS = {
-    "tritonbn": 4000.0,
-    "tritonbn unfused": 4000.0,
-    "torch": 2500.0,
-    "torch channels_last": 2000.0,
-    "torch.compile": 3000.0,
-    "copy": 4300.0,
-}
-
-FORMULAS = {"copy": floor_bytes, "tritonbn": two_read_bytes, "torch.compile": two_read_bytes}
-TRAINED = Trained((2.0, 1.0), {}, 4000, 16)
-FUSED = Trained((2.0, 1.0 + 1e-6), {"forward with relu": 8}, 3000, 8)
+FACTS = {"environment", "failures", "columns"}
 
 
-def _backend(case: Case, provider: str) -> str:
-    if provider.startswith("torch") and provider != "torch.compile":
-        return "ATen native" if case.dtype == "bf16" or case.layout == "nc" else "cuDNN"
-    names = {"tritonbn": "triton", "tritonbn unfused": "triton, then torch"}
-    return {**names, "torch.compile": "Inductor", "copy": "copy_"}[provider]
+def _blocks(sections: list[Section]) -> list[Table | Picture]:
+    return [
+        block
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Table | Picture)
+    ]
 
 
-def fake_rows(job: str, cases: Sequence[Case]) -> list[Row]:
-    """Rows as a GPU would give them, of every provider."""
-    rows = []
-    stopwatches = {
-        name: FakeStopwatch(seed, bandwidth_gb_s=BANDWIDTHS[name])
-        for seed, name in enumerate(PROVIDERS)
-    }
-    for unit in planned(cases, list(PROVIDERS.values())):
-        for provider in unit.wanted:
-            moved = unit.case.moved(FORMULAS.get(provider.name, unfused_bytes))
-            stopwatch, work = stopwatches[provider.name], Work(lambda _: None, moved_bytes=moved)
-            blocks = tuple(stopwatch.block(work, 1) for _ in range(5))
-            samples = Samples(blocks, stopwatch.wall(work), stopwatch.cache)
-            backend = _backend(unit.case, provider.name)
-            rows += time_rows(job, unit.case, provider.name, backend, samples)
-    return rows
+def _axes(panel: Panel) -> Any:
+    axes = Figure().subplots()
+    panel.draw(axes)
+    return axes
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a full sweep on an imaginary GPU, with one rival that failed."""
-    # the lines are drawn, the grid is not
-    lines = [case for case in suite("sweep") if case.origin != "grid"]
-    rows = fake_rows("sweep", lines) + fake_rows("resnet50", suite("resnet50"))
-    failed = replace(rows[0], provider="torch.compile", case="x", value=None, status="failed")
-    results = Results(GPU, [*rows, replace(failed, reason="RuntimeError: no | compiler")])
-    return write_report(results, tmp_path_factory.mktemp("measured"))
+# what a figure is called
 
 
-def test_a_measured_report_leads_with_the_ratio_to_each_rival_by_its_backend(
-    measured: Path,
+@pytest.mark.parametrize("table", [full_table, table_without_a_gpu], ids=["full", "no-gpu"])
+def test_every_picture_and_table_says_what_its_figures_are(
+    table: Callable[[], Results],
 ) -> None:
-    text = measured.read_text()
-    assert text.startswith("# tritonbn on Imaginary GPU, 2026-01-01\n")
-    top = text.split("## ")[0]
-    for rival in ("torch (cuDNN)", "torch (ATen native)", "torch.compile (Inductor)"):
+    page = full_page() if table is full_table else page_without_a_gpu()
+    html, markdown = page.read_text(), page.with_suffix(".md").read_text()
+    blocks = _blocks(sections_of(table()))
+    assert {block.name for block in blocks if not block.kind} <= FACTS
+    for block in blocks:
+        if block.kind:
+            label = LABELS[block.kind]
+            assert block.heading.endswith(f"({label})")
+            assert block.heading in markdown
+            kind = "figure" if isinstance(block, Picture) else "table"
+            head = html.split(f'id="{kind}-{block.name}" ')[1].split("</strong>")[1]
+            assert head.lstrip().startswith(f'<span class="badge {block.kind}">{label}</span>')
+        if isinstance(block, Picture):
+            for panel in block.panels:
+                picture = page.parent / "pictures" / f"{panel.name}.svg"
+                assert f">{LABELS[block.kind]}</text>" in picture.read_text()
+
+
+@pytest.mark.parametrize("kind", ["measured", "modelled", "static"])
+@pytest.mark.parametrize(
+    "job", ["accuracy", "training", "traffic", "fusion", "memory", "plan", "static"]
+)
+def test_rows_alone_decide_what_a_figure_is_called(job: str, kind: str) -> None:
+    rows = [replace(row, kind=kind) for row in table_without_a_gpu().rows if row.job == job]
+    blocks = [block for block in _blocks(sections_of(Results({}, rows))) if block.kind]
+    assert blocks
+    assert {block.kind for block in blocks} == {kind}
+
+
+JOBS = ("accuracy", "training", "endtoend", "host", "traffic", "fusion", "memory", "plan", "static")
+
+
+def _kinds(rows: list[Row]) -> dict[str, str]:
+    """Kind by name of every table and picture that rows make."""
+    return {block.name: block.kind for block in _blocks(sections_of(Results({}, rows)))}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_figure_is_called_by_the_rows_that_it_shows_and_by_no_others(job: str) -> None:
+    rows = [replace(row, cache="") for row in full_table().rows if row.job in JOBS]
+    other = {"measured": "modelled", "modelled": "measured", "static": "measured"}
+    flipped = [replace(row, kind=other[row.kind]) if row.job == job else row for row in rows]
+    kinds, after = _kinds(rows), _kinds(flipped)
+    # what a job's rows make is gone without them
+    made = kinds.keys() - _kinds([row for row in rows if row.job != job]).keys()
+    assert made
+    assert {name for name in kinds if kinds[name] != after[name]} == made - FACTS
+
+
+def test_measured_and_modelled_rows_share_no_figure() -> None:
+    results = table_without_a_gpu()
+    loss = next(row for row in results.rows if row.quantity == "loss")
+    mixed = [*results.rows, replace(loss, kind="modelled")]
+    with pytest.raises(ValueError, match="expected rows of one kind, got measured and modelled"):
+        sections_of(Results({}, mixed))
+
+
+def test_what_is_measured_without_a_gpu_is_errors_and_training_alone() -> None:
+    blocks = _blocks(sections_of(table_without_a_gpu()))
+    measured = {block.name for block in blocks if block.kind == "measured"}
+    assert measured == {
+        *("accuracy", "accuracy-worst", "accuracy-all"),
+        *("training", "training-figures"),
+    }
+    assert {block.kind for block in blocks if block.name.startswith("traffic")} == {"modelled"}
+    assert {block.kind for block in blocks if block.name == "resources"} == {"static"}
+
+
+def test_what_is_not_measured_is_hatched_or_dashed() -> None:
+    def draw(axes: Any) -> None:
+        axes.bar([0, 1], [1, 2])
+        axes.plot([0, 1], [1, 2])
+
+    svg = {kind: render(Panel("x", "words", draw), kind) for kind in LABELS}
+    for kind, text in svg.items():
+        not_measured = kind in ("modelled", "static")
+        assert ("<pattern" in text) == not_measured, kind
+        assert ("stroke-dasharray" in text) == not_measured, kind
+        assert (">fake timer<" in text) == (kind == "fake"), kind
+    assert svg["modelled"] != svg["static"]
+
+
+# the page of a measured report
+
+
+def test_figures_of_a_fake_timer_are_called_so_everywhere() -> None:
+    html = full_page().read_text()
+    assert f'<p class="ribbon" role="alert">{FAKE_TIMER}</p>' in html
+    assert full_page().with_suffix(".md").read_text().splitlines()[2] == f"- **{FAKE_TIMER}**"
+    kinds = {block.kind for block in _blocks(sections_of(full_table()))}
+    assert kinds == {"fake", "modelled", "static", ""}
+    assert '<span class="badge measured">' not in html
+
+
+def test_a_page_that_was_measured_has_no_ribbon() -> None:
+    assert "ribbon" not in page_without_a_gpu().read_text().split("</style>")[1]
+
+
+def test_the_page_of_many_cases_is_small_and_one_file() -> None:
+    results = full_table()
+    cases = {(row.job, row.case) for row in results.rows if row.quantity == "time"}
+    assert len(cases) > 180
+    assert len({row.mode for row in results.rows if row.job == "sweep"}) == 5
+    html = full_page().read_text()
+    assert len(html.encode()) < 2_000_000
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
+
+
+def test_sections_stand_in_their_order_and_verdicts_lead() -> None:
+    names = [section.name for section in sections_of(full_table())]
+    assert names == [
+        *("verdict", "method", "speed", "plane", "lines", "networks", "fused", "call-memory"),
+        *("endtoend", "accuracy", "training", "host", "traffic", "memory", "plans", "resources"),
+        *("failures", "cases", "data"),
+    ]
+    top = full_page().with_suffix(".md").read_text().split("## ")[0]
+    assert "- **WRONG RESULTS: 1 check of tritonbn is red: see failures.**" in top
+    for rival in ("torch (cuDNN, ATen native)", "torch.compile (Inductor)"):
         assert rival in top
-    assert NO_SPEED not in text
+    assert NO_SPEED not in top
 
 
-def test_a_measured_report_has_its_pictures(measured: Path) -> None:
-    names = {path.stem for path in (measured.parent / "pictures").iterdir()}
-    assert names == {
-        "throughput-forward_train-batch",
-        "throughput-forward_train-channels",
-        "throughput-backward_train-batch",
-        "throughput-backward_train-channels",
-        "resnet50-speedup",
-        "resnet50-fused-speedup",
+def test_a_failure_is_listed_with_its_reason_and_nothing_of_it_is_markup() -> None:
+    assert "RuntimeError: no \\| <compiler>" in full_page().with_suffix(".md").read_text()
+    html = full_page().read_text().split('id="failures"')[1]
+    assert "RuntimeError: no | &lt;compiler&gt;" in html
+
+
+def test_the_page_holds_its_data() -> None:
+    found = re.search(r'href="data:application/gzip;base64,([^"]+)"', full_page().read_text())
+    assert found
+    content = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    rows, column = full_table().rows, content["columns"].index("value")
+    assert len(content["rows"]) == len(rows)
+    # what is compared to the bit is kept to the bit
+    steps = [
+        (line[column], row.value)
+        for line, row in zip(content["rows"], rows, strict=True)
+        if row.step is not None
+    ]
+    assert steps and all(kept == value for kept, value in steps)
+    for line, row in list(zip(content["rows"], rows, strict=True))[::97]:
+        assert line[column] == pytest.approx(row.value, rel=1e-5)
+
+
+def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
+    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
+    perform(["fusion", "memory"], run)
+    run.results.save(tmp_path)
+    page = write_report(run.results, tmp_path)
+    files = [page, page.with_suffix(".md"), *sorted((tmp_path / "pictures").iterdir())]
+    assert len(files) == 2 + 2 + 3
+    before = [file.read_bytes() for file in files]
+    (tmp_path / "pictures" / "of-an-earlier-page.svg").touch()
+    write_report(Results.load(tmp_path), tmp_path)
+    assert [file.read_bytes() for file in files] == before
+    assert len(list((tmp_path / "pictures").iterdir())) == 5
+
+
+# the pictures hold the figures
+
+
+def test_cells_hold_ratios_and_are_hatched_where_these_are_uncertain() -> None:
+    chosen = [
+        item
+        for item in speedups(full_table().rows)
+        if item.case.job == "sweep"
+        and (item.case.mode, item.case.dtype, item.case.layout) == ("forward_train", "bf16", "nchw")
+        and item.rival == "torch"
+    ]
+    (panel,) = speedup_panels(chosen)
+    axes = _axes(panel)
+    batches = [int(label.get_text()) for label in axes.get_yticklabels()]
+    channels = [int(label.get_text()) for label in axes.get_xticklabels()]
+    items = {
+        (item.case.channels, item.case.batch): item
+        for item in chosen
+        if item.case.space == 784 and item.case.fusion == "none"
     }
-    text = measured.read_text()
-    for name in names:
-        assert f"](pictures/{name}.png)" in text
-        assert (measured.parent / f"pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(axes.patches) == len(axes.texts) > 30
+    hatched = 0
+    for patch, text in zip(axes.patches, axes.texts, strict=True):
+        across, down = (round(where) for where in text.get_position())
+        item = items[channels[across], batches[down]]
+        assert text.get_text() == f"{item.ratio:.2f}"
+        assert bool(patch.get_hatch()) == (item.outcome == "uncertain")
+        hatched += bool(patch.get_hatch())
+    assert 0 < hatched < len(axes.patches)
 
 
-def test_fused_calls_are_compared_with_ours_unfused_and_never_averaged_with_others(
-    measured: Path,
-) -> None:
-    text = measured.read_text()
-    top = text.split("## ")[0]
-    assert "fused with what follows: " in top
-    # every case of the imaginary GPU moves what its formula says: 3R + 2W against 2R + 1W for ReLU
-    rows = [line.split(" | ") for line in text.splitlines() if "| tritonbn unfused |" in line]
-    forward = [row for row in rows if row[:3] == ["| sweep", "forward_train", "relu"]]
-    assert len(forward) == 3 * 2
-    assert all(1.3 < float(row[7]) <= 5 / 3 + 0.05 for row in forward)
-    assert {row[2] for row in rows} == {"relu", "add_relu", "silu"}
+def test_cells_of_the_copys_share_are_marked_where_the_l2_cache_decides() -> None:
+    rows = [
+        row
+        for row in full_table().rows
+        if (row.quantity, row.provider) == ("share of copy", "tritonbn")
+        and (row.mode, row.dtype, row.layout) == ("forward_train", "bf16", "nhwc")
+        and row.fusion == "none"
+        and row.job == "sweep"
+    ]
+    (panel,) = share_panels(rows, 60 * 10**6)
+    texts = [text.get_text() for text in _axes(panel).texts]
+    marked = [text for text in texts if text.endswith("\nL2")]
+    assert 0 < len(marked) < len(texts)
+    (without,) = share_panels(rows, 0)
+    assert not any(text.get_text().endswith("L2") for text in _axes(without).texts)
+    shown = sorted(int(text.split("\n")[0]) for text in texts)
+    expected = {round(100 * (row.value or 0.0)) for row in rows}
+    assert set(shown) <= expected
 
 
-def test_totals_with_what_follows_are_given_beside_those_of_batch_norm_alone(
-    measured: Path,
-) -> None:
-    section = measured.read_text().split("## ResNet-50 (measured)")[1].split("## ")[0]
-    alone, fused = section.split("The same layers with what follows")
-    assert "tritonbn unfused, ms" not in alone and "tritonbn unfused, ms" in fused
-    assert "![Measured speedup with what follows](pictures/resnet50-fused-speedup.png)" in fused
-
-
-def test_a_failure_is_listed_with_its_reason(measured: Path) -> None:
-    section = measured.read_text().split("## Failures and skips")[1]
-    assert "RuntimeError: no \\| compiler" in section
-
-
-def test_the_curves_are_labelled_by_what_ran() -> None:
-    from tritonbn_bench.plots import figures
-
-    rows = fake_rows("sweep", [case for case in suite("sweep") if case.dtype != "fp16"])
-    picture = figures(Results(GPU, rows))["throughput-forward_train-batch"]
-    labels = [axes.get_legend_handles_labels()[1] for axes in picture.axes]
-    assert all(axes.get_legend() is not None for axes in picture.axes)
-    assert [axes.get_title() for axes in picture.axes] == ["fp32", "bf16"]
-    assert "torch nchw (cuDNN)" in labels[0]
-    assert "torch nchw (ATen native)" in labels[1]
-    assert "torch channels_last (ATen native)" in labels[1]
-    assert "tritonbn nhwc (triton)" in labels[0]
-
-
-def test_the_curves_hold_the_figures_of_the_rows() -> None:
-    from tritonbn_bench.plots import figures
-
-    rows = fake_rows("sweep", [case for case in suite("sweep") if case.dtype == "fp32"])
-    (axes,) = figures(Results(GPU, rows))["throughput-backward_train-channels"].axes
+def test_the_curves_hold_the_figures_of_the_rows_and_are_labelled_by_what_ran() -> None:
+    rows = [row for row in full_table().rows if row.job == "sweep"]
+    panel = next(
+        panel
+        for panel in throughput_panels(rows, "channels")
+        if panel.name == "throughput-backward_train-channels-bf16"
+    )
+    axes = _axes(panel)
     curve = next(line for line in axes.lines if str(line.get_label()).startswith("tritonbn nchw"))
     expected = {
         row.channels: row.value
         for row in rows
         if (row.mode, row.layout, row.provider) == ("backward_train", "nchw", "tritonbn")
-        and row.quantity == "throughput"
+        and (row.quantity, row.dtype, row.fusion) == ("throughput", "bf16", "none")
         and (row.batch, row.space) == (32, 784)
     }
-    found = dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True))  # type: ignore[arg-type]
-    assert found == expected
+    assert dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == expected
+    labels = axes.get_legend_handles_labels()[1]
+    assert "torch nchw (ATen native)" in labels
+    assert "torch channels_last (ATen native)" in labels
+    assert "tritonbn nhwc (triton)" in labels
 
 
-def test_training_steps_in_five_ways_have_their_section(tmp_path: Path) -> None:
-    step = Row("endtoend", "measured", "ResNet-50 training step", "tritonbn fused", "step time")
-    step = replace(step, unit="ms", value=61.5, low=61.0, high=62.0)
-    page = write_report(Results(GPU, [step]), tmp_path).read_text()
-    section = page.split("## End to end (measured)")[1].split("## ")[0]
-    assert "| tritonbn fused | step time | 61.5 | 61 | 62 | ms |" in section
+# the page of a machine without a GPU
 
 
-@pytest.fixture(scope="module")
-def unmeasured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a machine without a GPU: training, traffic, one red accuracy row."""
-    folder = tmp_path_factory.mktemp("unmeasured")
-    run = Run(Results({"device": "cpu"}), folder, "cpu")
-    perform(["traffic", "fusion", "memory"], run)
-    run.add(training_rows(Outcome(TRAINED, TRAINED, FUSED, 4, "interpreter", (), True)))
-    accuracy = Row(
-        "accuracy", "measured", "forward_train/fp32/nchw/N1C2S4", "tritonbn", "error of y"
-    )
-    accuracy = replace(accuracy, mode="forward_train", dtype="fp32", layout="nchw", data="digits")
-    ours = replace(accuracy, value=5.0, bound=4.0, status="failed", reason="y: error 5 is above 4")
-    run.add([ours, replace(accuracy, provider="torch", value=1.0)])
-    return write_report(run.results, folder)
-
-
-def test_without_a_gpu_the_page_says_so_first_and_shows_no_throughput(unmeasured: Path) -> None:
-    text = unmeasured.read_text()
-    assert text.splitlines()[2] == f"- **{NO_SPEED}**"
+def test_without_a_gpu_the_page_says_so_first_and_shows_no_throughput() -> None:
+    text = page_without_a_gpu().with_suffix(".md").read_text()
+    assert text.splitlines()[2] == "- **WRONG RESULTS: 1 check of tritonbn is red: see failures.**"
+    assert text.splitlines()[3] == f"- **{NO_SPEED}**"
     assert "GB/s" not in text
-    assert not list((unmeasured.parent / "pictures").glob("throughput*"))
+    names = {section.name for section in sections_of(table_without_a_gpu())}
+    assert {"accuracy", "training", "traffic", "memory", "plans", "resources"} <= names
+    assert not {"speed", "lines", "cases"} & names
 
 
-def test_modelled_bytes_are_never_called_measured(unmeasured: Path) -> None:
-    text = unmeasured.read_text()
-    section = text.split("## Traffic (modelled)")[1].split("## ")[0]
-    assert "By formula, not measured" in section
-    assert "![Modelled bytes" in section
-
-
-def test_what_follows_and_memory_are_called_modelled_and_accounted(unmeasured: Path) -> None:
-    text = unmeasured.read_text()
-    section = text.split("## Traffic with what follows BatchNorm (modelled)")[1].split("## ")[0]
-    assert "By formula, not measured" in section and "pictures/fusion.png" in section
-    section = text.split("## Memory (computed by accounting)")[1].split("## ")[0]
-    assert "not measured" in section and "pictures/memory.png" in section
-    top = text.split("## ")[0]
-    assert "BatchNorm of ResNet-50 with what follows it in bf16, nchw moves" in top
-    assert "Memory computed by accounting: a training step of ResNet-50, N = 256" in top
-
-
-def test_the_three_trainings_stand_side_by_side(unmeasured: Path) -> None:
-    text = unmeasured.read_text()
+def test_the_three_trainings_stand_side_by_side() -> None:
+    text = page_without_a_gpu().with_suffix(".md").read_text()
     assert "16 (torch), 16 (tritonbn unfused), 8 (tritonbn)" in text.split("## ")[0]
-    section = text.split("## Training on real data (measured)")[1].split("## ")[0]
+    section = text.split("## Training on real data")[1].split("## Traffic")[0]
     assert "| quantity | torch | tritonbn unfused | tritonbn | allowed |" in section
     assert "in a step, parameters left out, bytes | 4000 | 4000 | 3000 | - |" in section
     assert "| launches of forward with relu | - | - | 8 | - |" in section
 
 
-def test_a_red_result_is_in_the_verdict_and_in_the_failures(unmeasured: Path) -> None:
-    text = unmeasured.read_text()
-    assert "Accuracy: 0 of 1 results keep the bound" in text.split("## ")[0]
+def test_a_red_result_is_in_the_verdict_and_in_the_failures() -> None:
+    text = page_without_a_gpu().with_suffix(".md").read_text()
+    assert "Accuracy: 1 of 2 results keep the bound" in text.split("## ")[0]
     assert "y: error 5 is above 4" in text.split("## Failures and skips")[1]
-
-
-def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path) -> None:
-    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform(["traffic", "fusion", "memory"], run)
-    run.results.save(tmp_path)
-    page = write_report(run.results, tmp_path)
-    pictures = [tmp_path / "pictures" / f"{name}.png" for name in ("traffic", "fusion", "memory")]
-    before = [file.read_bytes() for file in (page, *pictures)]
-    write_report(Results.load(tmp_path), tmp_path)
-    assert [file.read_bytes() for file in (page, *pictures)] == before
 
 
 def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
@@ -243,22 +322,18 @@ def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1.5 |", "| - | 20000 |"]
 
 
-def test_cases_are_marked_where_the_host_or_the_l2_cache_decides() -> None:
-    case = Case("forward_train", "fp32", "nchw", 1, 2, (2, 2), "resnet50", "a test")
-    fast, slow = (Samples((0.01,) * 5, wall, "cold") for wall in (0.0129, 0.0131))
-    remarks = {}
-    for name, samples, l2_bytes in (("none", fast, 0), ("L2", fast, 10**6), ("host", slow, 0)):
-        rows = time_rows("resnet50", case, "tritonbn", "triton", samples)
-        line = next(line for line in case_table(rows, l2_bytes).splitlines() if case.id in line)
-        remarks[name] = line.split("|")[-2].strip()
-    assert remarks == {"none": "", "L2": "fits L2", "host": "host-bound"}
+def test_a_draft_needs_rows() -> None:
+    with pytest.raises(ValueError, match="expected rows of one kind, got none"):
+        Draft(Results({})).kind([])
 
 
-def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> None:
-    run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
-    perform(["traffic"], run)
-    rows = [row for row in run.results.rows if row.dtype == "fp32" and row.provider == "floor"]
-    assert {row.kind for row in rows} == {"modelled"}
+# what is modelled and static
+
+
+def test_traffic_of_resnet50_is_the_formula_times_the_layers() -> None:
+    traffic = [row for row in table_without_a_gpu().rows if row.job == "traffic"]
+    rows = [row for row in traffic if row.dtype == "fp32" and row.provider == "floor"]
+    assert {row.kind for row in traffic} == {"modelled"}
     # two passes in two layouts, and the floor knows no layout
     assert sum(row.count or 0 for row in rows) == 2 * 2 * 53
     floors = [[row.value for row in rows if row.layout == layout] for layout in ("nchw", "nhwc")]
@@ -271,7 +346,7 @@ def test_traffic_of_resnet50_is_the_formula_times_the_layers(tmp_path: Path) -> 
 def test_modelled_bytes_with_what_follows_are_those_of_the_plan(tmp_path: Path) -> None:
     run = Run(Results({"device": "cpu"}), tmp_path, "cpu")
     perform(["fusion"], run)
-    rows = run.results.rows
+    rows = list(run.results.rows)
     assert {row.kind for row in rows} == {"modelled"}
     # two passes in two layouts by four providers
     assert sum(row.count or 0 for row in rows) == 2 * 2 * 4 * 53
@@ -279,7 +354,46 @@ def test_modelled_bytes_with_what_follows_are_those_of_the_plan(tmp_path: Path) 
     tensor = 64 * 256 * 56 * 56 * 2
     assert first.mode == "forward_train" and first.space == 56 * 56
     assert first.value == (5 + 3) * tensor + 9 * 256 * 4
-    perform(["fusion", "memory"], run)
+    perform(["fusion", "memory", "plan", "static"], run)
+    perform(["plan", "static"], run)
     assert run.results.rows[: len(rows)] == rows
-    memory = [row for row in run.results.rows if row.job == "memory"]
-    assert len({(row.key, row.quantity) for row in memory}) == len(memory) == 3 * 4 * 2
+    keys = [(row.key, row.quantity) for row in run.results.rows]
+    assert len(set(keys)) == len(keys)
+    assert sum(row.job == "memory" for row in run.results.rows) == 3 * 4 * 2
+
+
+def test_resources_are_the_worst_of_every_plan_in_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tritonbn_bench import resources
+
+    budget = {
+        "sm_90 8x8 channels_last bf16 | train | a_kernel": {"registers": 10, "load x": 16},
+        "sm_90 9x9 bf16 relu | train | a_kernel": {"registers": 30, "load x": 2, "stack": 8},
+        "sm_90 9x9 bf16 relu | training step": {"launches": 2},
+        "sm_80 9x9 bf16 | train | a_kernel": {"registers": 99},
+    }
+    for version in ("3.6", "3.10"):
+        (tmp_path / f"{version}.json").write_text(json.dumps(budget))
+    counted = {"interpreter features, 7x9 bf16 | forward train": {"all over floor": 1.25}}
+    (tmp_path / "traffic.json").write_text(json.dumps(counted))
+    monkeypatch.setattr(resources, "BUDGETS", tmp_path)
+    found: dict[str, Row] = {row.quantity: row for row in static_rows() if row.origin == "sm_90"}
+    assert {name: row.value for name, row in found.items()} == {
+        "registers, most": 30,
+        "stack, most": 8,
+        "spill, most": 0,
+        "shared, most": 0,
+        "load x, least width": 2,
+        "launches": 2,
+    }
+    assert {(row.kind, row.dtype, row.backend) for row in found.values()} == {
+        # the newest, as none belongs to the installed one
+        ("static", "bf16", f"triton {resources.budget_version()}")
+    }
+    assert resources.budget_version() in ("3.6", "3.10")
+    (row,) = (row for row in static_rows() if row.quantity == resources.OVER_FLOOR)
+    assert (row.kind, row.case, row.data, row.value) == (
+        *("static", "features, 7x9 bf16"),
+        *("forward train", 1.25),
+    )

@@ -8,13 +8,18 @@ import pytest
 from tritonbn_bench.networks import RESNET50
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import (
+    FAKE_TIMER,
     NO_SPEED,
     chain_times,
     exit_code,
     geomean,
+    is_fake,
+    mean_speedup,
     network_times,
     speedups,
     step_bytes,
+    tally,
+    times,
     verdict,
 )
 
@@ -31,6 +36,79 @@ def test_geomean_of_a_ratio_and_its_inverse_is_one() -> None:
 def test_geomean_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         geomean([])
+
+
+def _shared(value: float, low: float, high: float, case: str = "a") -> list[Row]:
+    """Times of tritonbn and torch that shared rounds: ratio of ours to torch's, with its ends."""
+    ours = _time("tritonbn", 2.0, case=case)
+    ratio = replace(ours, quantity="ratio to torch", unit="1", value=value, low=low, high=high)
+    return [ours, _time("torch", 3.0, case=case), ratio]
+
+
+def test_a_ratio_of_shared_rounds_is_preferred_and_turned_round() -> None:
+    (item,) = speedups(_shared(0.5, 0.4, 0.8))
+    assert (item.ratio, item.backend) == (2.0, "TORCH")
+    assert item.interval is not None
+    assert item.interval.as_ratio() == pytest.approx((2.0, 1.25, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        pytest.param(0.90, 0.96, "faster", id="beyond-the-margin"),
+        pytest.param(1.04, 1.10, "slower", id="beyond-it-on-the-other-side"),
+        pytest.param(0.98, 1.02, "equal", id="within"),
+        pytest.param(0.90, 0.98, "uncertain", id="across-it"),
+        pytest.param(0.90, 1.10, "uncertain", id="across-both"),
+    ],
+)
+def test_a_case_counts_only_where_its_interval_lies_beyond_the_margin(
+    low: float, high: float, outcome: str
+) -> None:
+    (item,) = speedups(_shared((low * high) ** 0.5, low, high))
+    assert item.outcome == outcome
+    assert tally([item]) == (outcome == "faster", outcome in ("equal", "uncertain"),
+                             outcome == "slower")  # fmt: skip
+
+
+def test_times_that_shared_no_rounds_are_uncertain() -> None:
+    (item,) = speedups([_time("tritonbn", 2.0), _time("torch", 3.0)])
+    assert item.interval is None and item.outcome == "uncertain"
+    mean, *ends = mean_speedup([item])
+    assert mean == pytest.approx(1.5) and ends == [None, None]
+
+
+def test_the_interval_of_a_mean_narrows_with_the_cases() -> None:
+    one = speedups(_shared(0.5, 0.45, 0.55))
+    four = [item for case in "abcd" for item in speedups(_shared(0.5, 0.45, 0.55, case))]
+    mean, low, high = mean_speedup(one)
+    assert mean == pytest.approx(2.0)
+    again, nearer, nearest = mean_speedup(four)
+    assert again == pytest.approx(2.0)
+    assert low is not None and high is not None and nearer is not None and nearest is not None
+    assert low < nearer < 2.0 < nearest < high
+
+
+def test_a_modelled_time_is_no_speed() -> None:
+    rows = [replace(_time("tritonbn", 2.0), kind="modelled")]
+    assert times(rows) == {}
+    assert verdict(Results({"device": "cpu"}, rows))[0] == NO_SPEED
+
+
+@pytest.mark.parametrize(
+    ("environment", "cache", "fake"),
+    [
+        pytest.param({}, "cold", False, id="measured"),
+        pytest.param({"timer": "fake timer: not a measurement"}, "cold", True, id="said"),
+        pytest.param({}, "fake", True, id="seen-by-its-rows"),
+    ],
+)
+def test_a_fake_timer_leads_the_verdict(
+    environment: dict[str, str | int | float | bool | None], cache: str, fake: bool
+) -> None:
+    results = Results({**environment, "device": "cuda"}, [_time("tritonbn", 2.0, cache=cache)])
+    assert is_fake(results) == fake
+    assert ([*verdict(results), ""][0] == FAKE_TIMER) == fake
 
 
 def test_the_copy_is_a_ceiling_and_no_rival() -> None:
@@ -89,8 +167,8 @@ def test_fused_cases_have_a_sentence_of_their_own() -> None:
     plain = [_time("tritonbn", 2.0), _time("torch", 1.0)]
     fused = [replace(row, case="b", fusion="relu", value=1.0) for row in plain]
     sentences = verdict(Results({"device": "cuda"}, [*plain, *fused]))
-    assert sentences[0].startswith("forward train: 0.50 x the speed of torch")
-    assert sentences[1].startswith("forward train, fused with what follows: 1.00 x the speed")
+    assert sentences[0].startswith("Training: 0.50 x the speed of torch")
+    assert sentences[1].startswith("Training, fused with what follows: 1.00 x the speed")
 
 
 def test_modelled_bytes_are_summed_over_the_layers() -> None:
@@ -128,7 +206,8 @@ def test_the_verdict_names_the_result_nearest_to_its_bound() -> None:
     nearest = replace(ACCURACY, quantity="error of dx", value=3.0)
     red = replace(ACCURACY, case="b", value=9.0, status="failed")
     sentences = verdict(Results({"device": "cpu"}, [ACCURACY, nearest, red]))
-    assert sentences[1] == (
+    assert sentences[0] == "WRONG RESULTS: 1 check of tritonbn is red: see failures."
+    assert sentences[2] == (
         "Accuracy: 2 of 3 results keep the bound; "
         "the nearest to it reaches 75% (error of dx, fp32, nchw, digits)."
     )

@@ -7,13 +7,11 @@ from torch import nn
 
 from .inputs import Inputs
 from .providers import Prepared
+from .results import PEAK, SAVED
 from .saved import saved_bytes
 from .timer import Work
 
 __all__ = ["PEAK", "SAVED", "kept_bytes", "peak_bytes"]
-
-PEAK = "peak memory of a call, operands left out"
-SAVED = "saved for backward"
 
 
 def peak_bytes(work: Work) -> int:

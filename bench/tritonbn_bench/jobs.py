@@ -190,6 +190,19 @@ def _fusion(run: Run) -> None:
                         run.add([row])
 
 
+def _known(rows_of: str) -> Callable[[Run], None]:
+    """A job whose rows a function of `resources` has ready."""
+
+    def add_known(run: Run) -> None:
+        from . import resources
+
+        done = run.results.done()
+        rows: list[Row] = getattr(resources, rows_of)()
+        run.add([row for row in rows if row.key not in done])
+
+    return add_known
+
+
 def _memory(run: Run) -> None:
     """Memory of a training step of ResNet-50, computed by accounting."""
     from .memory import WAYS, resnet50_usage
@@ -361,6 +374,8 @@ JOBS: dict[str, Callable[[Run], None]] = {
     "traffic": _traffic,
     "fusion": _fusion,
     "memory": _memory,
+    "plan": _known("plan_rows"),
+    "static": _known("static_rows"),
     "host": _host,
     "resnet50": _suite("resnet50", slow=False),
     "sweep": _suite("sweep", slow=False),

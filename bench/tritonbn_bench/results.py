@@ -6,6 +6,7 @@ Measured, modelled and static figures share the table and are told apart by `kin
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,14 +21,28 @@ if TYPE_CHECKING:
 __all__ = [
     "ASIDE",
     "COLUMNS",
+    "DROPPED",
     "ENVIRONMENT_COLUMNS",
     "GRAPH_TIME",
+    "HOST_BOUND",
     "KINDS",
+    "PEAK",
+    "RATIO",
+    "SAVED",
+    "SHARE",
     "Results",
     "Row",
     "throughput_row",
 ]
 
+# quantities that reports look up
+RATIO = "ratio to "
+SHARE = "share of copy"
+DROPPED = "dropped rounds"
+PEAK = "peak memory of a call, operands left out"
+SAVED = "saved for backward"
+# wall time over device time from which the host sets the pace
+HOST_BOUND = 1.3
 # figures beside others: where one cannot be had, the work need not be done again
 GRAPH_TIME = "graph time"
 ASIDE = (GRAPH_TIME,)
@@ -48,7 +63,7 @@ class Row:
     job: str = field(
         metadata={
             "meaning": "accuracy, sweep, resnet50, networks, model, endtoend, training, traffic, "
-            "fusion, memory or host"
+            "fusion, memory, plan, static or host"
         }
     )
     kind: str = field(metadata={"meaning": "measured, modelled (by formula) or static"})
@@ -137,8 +152,8 @@ class Results:
 
     @staticmethod
     def path(folder: Path) -> Path:
-        """Where the JSON of a report lies."""
-        return folder / "results.json"
+        """Where the JSON of a report lies, given its folder or itself."""
+        return folder if folder.is_file() else folder / "results.json"
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -178,18 +193,34 @@ class Results:
     def save(self, folder: Path) -> Path:
         """Write the JSON, whole or not at all, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(folder)
+        # an interruption must not leave half a file where a whole one was
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(self.as_text())
+        os.replace(partial, path)
+        return path
+
+    def as_text(self, digits: int = 17) -> str:
+        """The JSON.
+
+        Args:
+            digits: significant ones of numbers that are not whole, 17 for all of them; those of
+                training steps are always whole, for they are compared with one another
+        """
+
+        def rounded(row: Row, value: Any) -> Any:
+            broken = isinstance(value, float) and math.isfinite(value) and value != int(value)
+            return float(f"{value:.{digits}g}") if broken and row.step is None else value
+
+        # a copy of fields is all there is to do, and asdict takes a hundred times as long
+        rows = [[rounded(row, getattr(row, name)) for name in COLUMNS] for row in self.rows]
         content = {
             "schema": SCHEMA,
             "environment": self.environment,
             "columns": list(COLUMNS),
-            "rows": [list(asdict(row).values()) for row in self.rows],
+            "rows": rows,
         }
-        path = self.path(folder)
-        # an interruption must not leave half a file where a whole one was
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(_one_row_per_line(content))
-        os.replace(partial, path)
-        return path
+        return _one_row_per_line(content)
 
     def done(self) -> set[tuple[str, str, str, str]]:
         """Keys of the work that need not be done again."""

@@ -13,7 +13,7 @@ from .cases import Case
 from .judge.intervals import log_ratio
 from .judge.rule import Rule
 from .measure import Timed
-from .results import GRAPH_TIME, Row, throughput_row
+from .results import DROPPED, GRAPH_TIME, HOST_BOUND, RATIO, SHARE, Row, throughput_row
 from .summary import OURS
 from .timer import Samples
 
@@ -32,11 +32,6 @@ __all__ = [
 ]
 
 COPY = "copy"
-RATIO = "ratio to "
-SHARE = "share of copy"
-DROPPED = "dropped rounds"
-# wall time over device time from which the host sets the pace
-HOST_BOUND = 1.3
 
 
 def time_rows(job: str, case: Case, provider: str, backend: str, samples: Samples) -> list[Row]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .environment import Environment
 from .fusions import NONE
+from .judge.intervals import Interval, mean_of
+from .judge.rule import RULE
 from .networks import RESNET50
 from .results import Results, Row
 
 __all__ = [
+    "FAKE_TIMER",
     "HOST_DIFFERENCE",
     "LARGEST_GAP",
     "NO_SPEED",
@@ -21,14 +24,19 @@ __all__ = [
     "SAVED_BYTES",
     "STEP_LAUNCHES",
     "UNFUSED",
+    "WRONG",
     "Speedup",
     "chain_times",
+    "counted",
     "exit_code",
     "failed",
     "geomean",
+    "is_fake",
+    "mean_speedup",
     "network_times",
     "speedups",
     "step_bytes",
+    "tally",
     "times",
     "verdict",
 ]
@@ -36,9 +44,15 @@ __all__ = [
 OURS = "tritonbn"
 # our BatchNorm, with torch's operators behind it
 UNFUSED = "tritonbn unfused"
+_OURS = (OURS, UNFUSED)
+WRONG = "WRONG RESULTS:"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
     "about a GPU."
+)
+FAKE_TIMER = (
+    "NOT A MEASUREMENT: a fake timer made these times up, to try the report; they say nothing "
+    "about any GPU."
 )
 # allowed between the losses of 25 steps in fp32: rounding differs between two right kernels, and
 # each step amplifies it
@@ -53,12 +67,35 @@ PASSED, FAILED_ACCURACY = 0, 4
 
 @dataclass(frozen=True)
 class Speedup:
-    """Time of a rival over ours for one case; above 1 we are faster."""
+    """Time of a rival over ours for one case; above 1 we are faster.
+
+    Attributes:
+        case: our row of time
+        rival: who
+        backend: what really ran of it
+        interval: of the log of the ratio, from rounds that both shared; None where they shared none
+        ratio: the estimate
+    """
 
     case: Row
     rival: str
     backend: str
     ratio: float
+    interval: Interval | None = None
+
+    @property
+    def outcome(self) -> str:
+        """faster or slower where the interval lies beyond the margin, equal where it lies within,
+        uncertain where it crosses it, or where there is none."""
+        if self.interval is None:
+            return "uncertain"
+        margin = math.log1p(RULE.margin)
+        if self.interval.low > margin:
+            return "faster"
+        if self.interval.high < -margin:
+            return "slower"
+        within = -margin <= self.interval.low and self.interval.high <= margin
+        return "equal" if within else "uncertain"
 
     @property
     def group(self) -> tuple[str, str, str, str, str, str]:
@@ -84,21 +121,61 @@ def times(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
     return {
         (row.job, row.case, row.provider): row
         for row in rows
-        if row.quantity == "time" and row.value is not None
+        if row.quantity == "time" and row.value is not None and row.kind == "measured"
     }
 
 
+def is_fake(results: Results) -> bool:
+    """Whether a fake timer made the times."""
+    said = str(results.environment.get("timer") or "").startswith("fake")
+    return said or any(row.cache == "fake" for row in results.rows)
+
+
 def speedups(rows: Iterable[Row]) -> list[Speedup]:
-    """The ratio of every rival to tritonbn, case by case; the copy is a ceiling and no rival."""
+    """The ratio of every rival to tritonbn, case by case; the copy is a ceiling and no rival.
+
+    From the rounds that both shared where there were such, else from the medians.
+    """
+    rows = list(rows)
     found = times(rows)
+    shared = {
+        (row.job, row.case, row.quantity.removeprefix("ratio to ")): row
+        for row in rows
+        if row.provider == OURS and row.quantity.startswith("ratio to ")
+    }
     ratios = []
     for (job, case, provider), row in found.items():
         ours = found.get((job, case, OURS))
         if ours is None or provider in (OURS, "copy"):
             continue
-        if ours.value and row.value:
+        ratio = shared.get((job, case, provider))
+        if ratio is not None and ratio.value and ratio.low and ratio.high:
+            # theirs over ours where the row has ours over theirs
+            log = [-math.log(end) for end in (ratio.value, ratio.high, ratio.low)]
+            interval = Interval(*log)
+            ratios.append(Speedup(ours, provider, row.backend, 1 / ratio.value, interval))
+        elif ours.value and row.value:
             ratios.append(Speedup(ours, provider, row.backend, row.value / ours.value))
     return ratios
+
+
+def mean_speedup(chosen: Sequence[Speedup]) -> tuple[float, float | None, float | None]:
+    """Geometric mean of ratios, and the ends of its interval where every ratio has one.
+
+    Raises:
+        ValueError: there are none
+    """
+    intervals = [item.interval for item in chosen if item.interval is not None]
+    if chosen and len(intervals) == len(chosen):
+        return mean_of(intervals).as_ratio()
+    return geomean(item.ratio for item in chosen), None, None
+
+
+def tally(chosen: Iterable[Speedup]) -> tuple[int, int, int]:
+    """Wins, ties and losses; whatever is not surely beyond the margin is a tie."""
+    outcomes = [item.outcome for item in chosen]
+    wins, losses = outcomes.count("faster"), outcomes.count("slower")
+    return wins, len(outcomes) - wins - losses, losses
 
 
 def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
@@ -159,14 +236,17 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 
 def exit_code(rows: Sequence[Row]) -> int:
     """0 if every check of tritonbn passed, 4 if one is red; a rival's failure is only listed."""
-    red = any(row.status == "failed" and row.provider in (OURS, UNFUSED) for row in rows)
+    red = any(row.status == "failed" and row.provider in _OURS for row in rows)
     return FAILED_ACCURACY if red else PASSED
 
 
 def verdict(results: Results) -> list[str]:
     """The report in a few sentences, what matters most first."""
     rows = results.rows
-    sentences = []
+    sentences = [FAKE_TIMER] if is_fake(results) else []
+    red = [row for row in failed(rows) if row.status == "failed" and row.provider in _OURS]
+    if red:
+        sentences.append(f"{WRONG} {counted(len(red), 'check of tritonbn')} red: see failures.")
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
@@ -178,8 +258,15 @@ def verdict(results: Results) -> list[str]:
     sentences += _memory_sentences(rows)
     wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
     if wrong:
-        sentences.append(f"{len(wrong)} figures are missing: see failures and skips.")
+        sentences.append(f"{counted(len(wrong), 'figure')} missing: see failures and skips.")
     return sentences
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, and the verb: `2 checks of tritonbn are`."""
+    first, *rest = what.split(" ", 1)
+    words = " ".join([first if number == 1 else f"{first}s", *rest])
+    return f"{number} {words} {'is' if number == 1 else 'are'}"
 
 
 def _no_speed(environment: Environment) -> str:
@@ -189,17 +276,34 @@ def _no_speed(environment: Environment) -> str:
 
 
 def _speed_sentences(rows: Sequence[Row]) -> list[str]:
-    by_rival: Mapping[tuple[bool, str, str], list[float]] = defaultdict(list)
+    """Against torch's layers, whatever runs in them, against each other rival, and what fusion
+    gains; training before inference."""
+    groups: dict[tuple[bool, bool, str], list[Speedup]] = defaultdict(list)
     for item in speedups(rows):
-        fused = item.case.fusion != NONE
-        by_rival[fused, item.case.mode, f"{item.rival} ({item.backend})"].append(item.ratio)
+        rival = "torch" if item.rival == "torch channels_last" else item.rival
+        infers = not item.case.mode.endswith("train")
+        groups[infers, item.case.fusion != NONE, rival].append(item)
     return [
-        f"{mode.replace('_', ' ')}{', fused with what follows' if fused else ''}: "
-        f"{geomean(ratios):.2f} x the speed of {rival} in the geometric mean of {len(ratios)} "
-        f"cases, {min(ratios):.2f} to {max(ratios):.2f}; slower in "
-        f"{sum(ratio < 1 for ratio in ratios)}."
-        for (fused, mode, rival), ratios in sorted(by_rival.items())
+        f"{'Inference' if infers else 'Training'}{', fused with what follows' if fused else ''}: "
+        f"{_in_words(chosen, rival)}"
+        for (infers, fused, rival), chosen in sorted(groups.items())
     ]
+
+
+def _in_words(chosen: Sequence[Speedup], rival: str) -> str:
+    """What ratios to one rival come to."""
+    mean, low, high = mean_speedup(chosen)
+    ends = "" if low is None else f" ({low:.2f} ... {high:.2f})"
+    backends = ", ".join(dict.fromkeys(item.backend for item in chosen))
+    ratios = [item.ratio for item in chosen]
+    text = (
+        f"{mean:.2f} x{ends} the speed of {rival} ({backends}) in the geometric mean of "
+        f"{len(chosen)} cases, {min(ratios):.2f} to {max(ratios):.2f}"
+    )
+    if low is None:
+        return f"{text}; slower in {sum(ratio < 1 for ratio in ratios)}."
+    wins, ties, losses = tally(chosen)
+    return f"{text}; faster in {wins}, equal or uncertain in {ties}, slower in {losses}."
 
 
 def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:
@@ -272,12 +376,16 @@ def _memory_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _traffic_sentences(rows: Sequence[Row], job: str, what: str) -> list[str]:
+    """Of the smallest dtype alone: the others move as many times more."""
+    moved = step_bytes(rows, job)
+    shown = min((key[0] for key in moved), key=("bf16", "fp16", "fp32", "fp64").index, default="")
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (dtype, layout, _, provider), value in step_bytes(rows, job).items():
-        sums[f"{dtype}, {layout}"][provider] += value / 1e9
+    for (dtype, layout, _, provider), value in moved.items():
+        if dtype == shown:
+            sums[layout][provider] += value / 1e9
     return [
-        f"Traffic by formula, not measured: {what} in {kind} moves "
+        f"Traffic by formula, not measured: {what} in {shown}, {layout} moves "
         + ", ".join(f"{value:.2f} GB ({provider})" for provider, value in providers.items())
         + " in a training step."
-        for kind, providers in sums.items()
+        for layout, providers in sums.items()
     ]

@@ -15,35 +15,83 @@ if TYPE_CHECKING:
 __all__ = ["absent_extras", "add", "publish", "run"]
 
 
+DEFAULT_OUT = Path("out/comparison")
+EXAMPLES = """examples:
+  tritonbn-bench report out/report                    redraw the page of a report
+  tritonbn-bench report before.json after.json        what became slower from one to the other
+  tritonbn-bench report A B --out out/comparison      the same of two folders
+
+Two reports are compared on one machine only; times are divided by those of a copy in the same run.
+"""
+
+
 def add(verbs: Any) -> None:
     """Declare the verb."""
     parser = add_verb(
         verbs,
         "report",
-        "redraw a report from its results",
-        "Redraw a report from its results; nothing is measured.",
-        "example:\n  tritonbn-bench report out/report\n",
+        "redraw a report from its results, or compare two",
+        "Redraw a report from its results, or compare two; nothing is measured.",
+        EXAMPLES,
     )
     parser.set_defaults(verb=run)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where results.json lies")
+    parser.add_argument(
+        "reports",
+        nargs="+",
+        type=Path,
+        metavar="DIR|FILE",
+        help="folder with a results.json, or such a file; a second one is compared with the first",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the page (default: that of the results; of a comparison: {DEFAULT_OUT})",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Redraw; the exit code of the results."""
-    from ..results import Results
+    """Redraw or compare; the exit code of the results, of the second where there are two."""
     from ..summary import exit_code
 
     absent = absent_extras()
     if absent:
         raise UsageError(f"{', '.join(absent)} missing: pip install 'tritonbn[report]'")
+    if len(options.reports) > 2:
+        raise UsageError(f"expected one report, or two to compare, got {len(options.reports)}")
+    found = [_load(path) for path in options.reports]
+    if len(found) == 1:
+        place = options.reports[0]
+        publish(found[0], options.out or (place.parent if place.is_file() else place))
+    else:
+        _compare(found[0], found[1], options.out or DEFAULT_OUT)
+    return exit_code(found[-1].rows)
+
+
+def _load(path: Path) -> Results:
+    from ..results import Results
+
     try:
-        results = Results.load(options.folder)
+        return Results.load(path)
     except FileNotFoundError as error:
-        raise UsageError(f"no results.json in {options.folder}; make one with run") from error
+        raise UsageError(f"no results.json in {path}; make one with run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} holds no results of this version: {error}") from error
+
+
+def _compare(first: Results, second: Results, folder: Path) -> None:
+    from ..report import write_comparison
+    from ..report.blocks import Words
+    from ..report.comparison import comparison_sections
+
+    try:
+        page = write_comparison(first, second, folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    publish(results, options.folder)
-    return exit_code(results.rows)
+    for block in comparison_sections(first, second)[0].blocks:
+        if isinstance(block, Words) and block.loud:
+            print(block.text)
+    print(f"comparison: {page}")
 
 
 def publish(results: Results, folder: Path) -> None:
@@ -67,4 +115,4 @@ def publish(results: Results, folder: Path) -> None:
 
 def absent_extras() -> list[str]:
     """Libraries that a report needs and that are not installed."""
-    return [name for name in ("pandas", "matplotlib") if find_spec(name) is None]
+    return [name for name in ("pandas", "matplotlib", "jinja2") if find_spec(name) is None]

@@ -19,7 +19,7 @@ __all__ = ["add", "run"]
 
 DEFAULT_OUT = Path("out/report")
 JOBS = (
-    *("accuracy", "training", "traffic", "fusion", "memory", "host"),
+    *("accuracy", "training", "traffic", "fusion", "memory", "plan", "static", "host"),
     *("resnet50", "sweep", "networks", "endtoend"),
 )
 ALIASES = {"speed": ("resnet50", "sweep")}

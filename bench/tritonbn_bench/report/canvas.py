@@ -1,0 +1,261 @@
+"""Panels and how they become SVG: one picture each, drawn for light and dark alike. Agg, no window.
+
+The kind of the figures decides how a panel looks, here and nowhere else: modelled bars are hatched
+and modelled lines dashed, static ones hatched the other way and dotted, those of a fake timer lie
+under a watermark, and every panel says its kind in words.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLUE",
+    "DTYPE_COLOURS",
+    "FAKE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LABELS",
+    "MODES",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
+    "Panel",
+    "on_paper",
+    "plain_log",
+    "render",
+    "themed",
+    "thinned",
+]
+
+MODES = {
+    "forward_train": "training forward",
+    "backward_train": "training backward",
+    "forward_eval": "eval forward",
+    "backward_eval": "eval backward",
+    "both_train": "training forward + backward",
+}
+FAKE = "fake"
+# what a figure of each kind is called, everywhere
+LABELS = {
+    "measured": "measured",
+    "modelled": "modelled, not measured",
+    "static": "static, not measured",
+    FAKE: "fake timer, not a measurement",
+}
+# of Okabe and Ito; a page sets others by theme
+BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
+VERMILION, ORANGE, PURPLE = "#d55e00", "#e69f00", "#cc79a7"
+GREY, INK, HATCH = "#7f7f7e", "#010203", "#040506"
+DTYPE_COLOURS = {"fp32": BLUE, "fp16": ORANGE, "bf16": GREEN, "fp64": PURPLE}
+_VARIABLES = {
+    BLUE: "blue",
+    SKY: "sky",
+    GREEN: "green",
+    VERMILION: "vermilion",
+    ORANGE: "orange",
+    PURPLE: "purple",
+    GREY: "grey",
+    HATCH: "hatch",
+}
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+# any: the keys that matplotlib knows differ by version
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tritonbn",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GREY,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.6,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture.
+
+    Attributes:
+        name: of its file, unique in a report
+        words: what it shows, for who cannot see it
+        draw: draws it
+        width, height: in inches; text has its size at 72 pixels an inch
+    """
+
+    name: str
+    words: str
+    draw: Callable[[Axes], None]
+    width: float = 5.4
+    height: float = 3.8
+
+
+def render(panel: Panel, kind: str) -> str:
+    """The SVG of a panel in `INK` and the colours above, without anything that changes by run.
+
+    Args:
+        panel: what to draw
+        kind: key of LABELS
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
+        axes = figure.subplots()
+        panel.draw(axes)
+        _mark(figure, kind)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _slim(buffer.getvalue(), panel.name)
+
+
+def themed(svg: str) -> str:
+    """The same SVG for a page that sets ink and colours."""
+    svg = svg.replace(INK, "currentColor")
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def on_paper(svg: str) -> str:
+    """The same SVG as a file of its own, on white."""
+    head, rest = svg.split(">", 1)
+    return f'{head}><rect width="100%" height="100%" fill="#fff"/>{rest}\n'
+
+
+def plain_log(axis: Any) -> None:
+    """A logarithmic axis whose numbers are plain words: small, and read aloud as they are."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def thinned(values: list[int], factor: float = 1.98) -> list[int]:
+    """Of rising values those that stand a factor apart, so that their labels do not touch."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value / kept[-1] >= factor:
+            kept.append(value)
+    return kept
+
+
+def _mark(figure: Figure, kind: str) -> None:
+    """Make the kind of the figures visible."""
+    # at the left, where a small screen begins
+    figure.suptitle(LABELS[kind], x=0.01, ha="left", fontsize=8, style="italic")
+    looks: dict[str, tuple[str, Any]] = {"modelled": ("///", "--"), "static": ("\\\\\\", ":")}
+    hatch, style = looks.get(kind, ("", ""))
+    for axes in figure.axes:
+        if kind == FAKE:
+            axes.text(
+                0.5,
+                0.5,
+                "fake timer",
+                transform=axes.transAxes,
+                rotation=24,
+                fontsize=26,
+                alpha=0.13,
+                ha="center",
+                va="center",
+                zorder=0.5,
+            )
+        if hatch:
+            for patch in axes.patches:
+                patch.set(hatch=hatch, linestyle=style, edgecolor=HATCH, linewidth=0.8)
+            for line in axes.lines:
+                line.set_linestyle(style)
+
+
+def _slim(svg: str, name: str) -> str:
+    """Without what says nothing: metadata, groups without attributes, names that nothing refers to;
+    the other names are short and belong to this picture, for many share a page."""
+    ElementTree.register_namespace("", _SVG)
+    root = ElementTree.fromstring(svg[svg.index("<svg") :])
+    used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    short = {old: f"{zlib.crc32(name.encode()):x}-{index:x}" for index, old in enumerate(used)}
+    _tidy(root, short)
+    for group in [*root.iter()]:
+        _hoist(group)
+        _drop_hidden(group)
+    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", text)
+    text = text.replace("&apos;", "'")
+    return re.sub(r">\s+<", "><", text)
+
+
+def _tidy(root: ElementTree.Element, short: dict[str, str]) -> None:
+    """Rename, round, and drop what is not drawn."""
+
+    def renamed(text: str) -> str:
+        return re.sub(r"#([\w-]+)", lambda found: f"#{short.get(found[1], found[1])}", text)
+
+    for element in [*root.iter()]:
+        for child in [*element]:
+            if child.tag == f"{{{_SVG}}}metadata":
+                element.remove(child)
+        for key, value in [*element.attrib.items()]:
+            if key == "id":
+                del element.attrib["id"]
+                if value in short:
+                    element.set("id", short[value])
+            elif key == f"{{{_LINK}}}href":
+                del element.attrib[key]
+                element.set("href", renamed(value))
+            elif key in ("d", "x", "y", "transform"):
+                # a tenth of a pixel is enough
+                rounded = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value)
+                element.set(key, rounded.replace(".0", "") if key == "d" else rounded)
+            else:
+                element.set(key, renamed(value).replace("; ", ";").replace(": ", ":"))
+
+
+def _hoist(group: ElementTree.Element) -> None:
+    """Put the content of groups without attributes in their place."""
+    index = 0
+    while index < len(group):
+        child = group[index]
+        if child.tag == f"{{{_SVG}}}g" and not child.attrib:
+            group.remove(child)
+            for offset, grandchild in enumerate(child):
+                group.insert(index + offset, grandchild)
+        else:
+            index += 1
+
+
+def _drop_hidden(group: ElementTree.Element) -> None:
+    """Leave out marks that lie on one like them, to the pixel."""
+    seen = set()
+    for child in [*group]:
+        if child.tag == f"{{{_SVG}}}use":
+            place = [round(float(child.get(axis, "0"))) for axis in ("x", "y")]
+            mark = (child.get("href"), child.get("style"), *place)
+            if mark in seen:
+                group.remove(child)
+            seen.add(mark)
