@@ -126,7 +126,7 @@ def test_a_side_with_other_packages_than_it_was_given_is_caught(
 def test_what_a_side_cannot_do_is_told_with_its_name_and_it_goes_on(sides: Sides) -> None:
     with pytest.raises(SideError, match=r"^base: ValueError: expected mode to be one of"):
         wrong = {**asdict(CASE), "mode": "sideways"}
-        sides[BASE].ask("prepare", case=wrong, via="function", seed=0, cache=None, rivals=False)
+        sides[BASE].ask("prepare", case=wrong, via="function", seed=0, cache=None)
     assert sides[BASE].ask("hello")["pid"] == sides[BASE].pid
 
 
@@ -204,7 +204,8 @@ def test_no_worker_inherits_the_interpreter(head: Sources, monkeypatch: pytest.M
 
 def test_a_side_that_hangs_is_ended_and_named(sides: Sides) -> None:
     side = sides[BASE]
-    os.kill(side.pid, signal.SIGSTOP)
+    # whichever of its processes is alive
+    os.killpg(side.pid, signal.SIGSTOP)
     with pytest.raises(SideError, match=r"base \(process \d+\) did not answer hello in 0.2 s"):
         side.ask("hello", patience=0.2)
     with pytest.raises(SideError, match=r"base \(process \d+\) "):

@@ -61,16 +61,13 @@ def _live(
         code = 1
         try:
             os.close(reader)
-            last: Request | None = request
-            while True:
-                answer(last)
-                last = listen()
-                if last is None:
-                    break
+            answer(request)
+            while (last := listen()) is not None:
                 if last["do"] in BIRTHS:
                     with os.fdopen(writer, "w") as testament:
                         json.dump({**last, "heritage": heritage()}, testament)
                     break
+                answer(last)
             code = 0
         finally:
             os._exit(code)

@@ -59,6 +59,7 @@ class Worker:
             torch.set_num_threads(1)
             _share_a_core()
         self._device = device
+        self._pid = os.getpid()
         self._plant = Plant(device)
         self._cache: str | None = None
         self._stopwatches: dict[str | None, Stopwatch] = {}
@@ -83,7 +84,8 @@ class Worker:
         packages = [Path(str(import_module(name).__file__)).resolve().parent for name in PACKAGES]
         triton = sys.modules.get("triton")
         return {
-            "pid": os.getpid(),
+            # of the process that was started, whichever life answers
+            "pid": self._pid,
             "packages": [str(package) for package in packages],
             "digest": tree_hash(packages),
             "torch": torch.__version__,
