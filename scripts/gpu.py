@@ -3,7 +3,8 @@
     python scripts/gpu.py --out DIR [--step NAME|all]
 
 Steps: tests, accuracy, bench (ResNet-50's layers and the sweep), networks (the layers of every
-network), endtoend (training steps), selfcheck (what the gate can see on this machine), report.
+network), endtoend (training steps), selfcheck (what the gate can see on this machine),
+baseline (ratios that a later gate compares with), report.
 
 Uses this interpreter and the checkout, never a virtual environment, never TRITON_INTERPRET. Each
 step ends within 9 minutes and goes on where it stopped when it is repeated: the state is in
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from environment import CORE, ROOT, checkout_environment, missing
 
-STEPS = ("tests", "accuracy", "bench", "networks", "endtoend", "selfcheck", "report")
+STEPS = ("tests", "accuracy", "bench", "networks", "endtoend", "selfcheck", "baseline", "report")
 STEP_SECONDS = 500.0
 # test files at a time: each process keeps its own memory on the GPU
 MOST_TESTS = 8
@@ -124,6 +125,10 @@ def commands(state: Path) -> dict[str, list[str]]:
         "selfcheck": [
             *("selfcheck", "--device", "cuda", "--minutes", "7.5"),
             *("--out", str(state / "selfcheck")),
+        ],
+        "baseline": [
+            *("baseline", "--device", "cuda", "--minutes", "7.5"),
+            *("--accept", str(state / "baselines")),
         ],
         "report": ["report", report],
     }
