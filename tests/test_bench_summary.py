@@ -123,14 +123,25 @@ def test_a_rival_without_a_figure_gives_no_ratio() -> None:
     assert speedups(rows) == []
 
 
+def _layer_rows(provider: str) -> list[Row]:
+    """1 ms for every layer of ResNet-50."""
+    return [
+        _time(provider, 1.0, case=f"{layer.channels}, {layer.plane}", count=layer.count)
+        for layer in RESNET50
+    ]
+
+
 def test_network_time_counts_each_shape_as_often_as_it_occurs() -> None:
-    rows = [_time("tritonbn", 2.0, count=3), _time("tritonbn", 1.0, case="b", count=4)]
-    assert network_times(rows) == {("forward_train", "fp32", "", "tritonbn"): 10.0}
+    assert network_times(_layer_rows("tritonbn")) == {
+        ("forward_train", "fp32", "", "tritonbn"): 53.0
+    }
 
 
-def test_network_time_of_an_unfinished_provider_is_not_given() -> None:
-    rows = [_time("tritonbn", 2.0), _time("tritonbn", 1.0, case="b"), _time("torch", 1.0)]
+def test_network_time_of_what_is_unfinished_is_not_given() -> None:
+    rows = [*_layer_rows("tritonbn"), *_layer_rows("torch")[:-1]]
     assert [key[3] for key in network_times(rows)] == ["tritonbn"]
+    # nor where an interruption left everyone as many
+    assert network_times([*_layer_rows("tritonbn")[:-1], *_layer_rows("torch")[:-1]]) == {}
 
 
 def _chain_rows(provider: str) -> list[Row]:

@@ -1,5 +1,6 @@
 """Fresh processes by a fork, and blocks repeated where the core was slow."""
 
+import ctypes
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tritonbn_bench.gating import worker
 from tritonbn_bench.gating.suites import trials
 from tritonbn_bench.gating.worker import Worker
 from tritonbn_bench.pace import SLOW, Pace
@@ -159,3 +161,39 @@ def test_a_core_that_stays_slow_is_taken_as_it_is() -> None:
     pace = Pace(core)
     pace.steadily(lambda calls: [core.speed] * calls, 10)
     assert pace.steadily(lambda calls: [core.speed] * calls, 10) == 2.0
+
+
+class _System:
+    """The answers of personality(2), and whether the process started again."""
+
+    def __init__(self, now: int, answer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started = 0
+        self._now, self._answer = now, answer
+        monkeypatch.delenv(worker.STARTED_AGAIN, raising=False)
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: self)
+        monkeypatch.setattr(os, "execv", lambda *_: self._again())
+
+    def personality(self, wanted: int) -> int:
+        return self._now if wanted == worker.WHICH else self._answer
+
+    def _again(self) -> None:
+        self.started += 1
+
+
+@pytest.mark.parametrize(
+    ("now", "answer", "started"),
+    [
+        pytest.param(0, 0, 1, id="granted"),
+        pytest.param(0, -1, 0, id="refused-as-in-a-container"),
+        pytest.param(-1, -1, 0, id="not-even-told"),
+        pytest.param(worker.NOT_RANDOM, 0, 0, id="done"),
+    ],
+)
+def test_addresses_are_fixed_by_starting_again_once_where_the_system_lets(
+    now: int, answer: int, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = _System(now, answer, monkeypatch)
+    # a kernel may agree and do nothing
+    for _ in range(2):
+        worker._lie_as_others_do()
+    assert system.started == started

@@ -1,5 +1,6 @@
 """Where the sides of a gate come from: checkouts that vanish, hashes that tell sources apart."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.gating_repository import HARMLESS, ROOT, case_file, git, make_repository
 from tritonbn_bench.gating.margins import load_margins, save_margins
 from tritonbn_bench.gating.revisions import checkout, head_of, in_checkout, tree_hash
+from tritonbn_bench.gating.session import declare, request_of
 from tritonbn_bench.gating.suites import trials
 
 
@@ -113,3 +115,14 @@ def test_margins_come_back_and_say_when_they_are_another_machines(tmp_path: Path
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"expected .* to have the schema tritonbn.margins/1"):
         load_margins(path)
+
+
+@pytest.mark.parametrize(("cache", "ending"), [(None, ""), ("hot", ""), ("produced", "/produced")])
+def test_cases_of_other_caches_have_names_of_their_own(cache: str | None, ending: str) -> None:
+    parser = argparse.ArgumentParser()
+    declare(parser)
+    chosen = ["--device", "cpu", "--repository", str(ROOT), *(["--cache", cache] if cache else [])]
+    found = request_of(parser.parse_args(chosen)).trials
+    assert {name: trial.id for name, trial in found.items()} == {
+        f"{name}{ending}": name for name in trials("quick", "cpu")
+    }

@@ -111,8 +111,9 @@ def test_one_process_behind_both_handles_is_caught(
 
 
 def test_a_slowdown_that_shows_in_the_base_is_no_proof() -> None:
-    assert Proof("a", 0.2, 0.19).passed
-    assert not any(Proof("a", 0.2, seen).passed for seen in (0.0, -0.17, 0.05, 0.6))
+    # a launch more on a GPU may cost more than was planted
+    assert Proof("a", 0.2, 0.19).passed and Proof("a", 0.2, 0.6).passed
+    assert not any(Proof("a", 0.2, seen).passed for seen in (0.0, -0.17, 0.05))
 
 
 def test_a_side_with_other_packages_than_it_was_given_is_caught(

@@ -227,3 +227,19 @@ def test_rough_weather_has_all_that_it_claims() -> None:
     assert 0 < sum(bool(item.throttled) for item in rounds) < len(rounds) / 2
     ratios = [math.log(item.times[HEAD] / item.times[BASE]) for item in rounds]
     assert max(map(abs, ratios)) > 0.1
+
+
+def test_a_run_that_was_ended_does_not_count() -> None:
+    runs: list[int] = []
+    found = self_check(
+        [CASE],
+        FakeMachine(0, STILL).measurer(),
+        5,
+        planted=0.05,
+        on_run=lambda index, _: runs.append(index),
+        stopped=lambda: len(runs) >= 7,
+    )
+    assert runs == [0, 1, 2, 3, 4, 5, 6]
+    assert (found.cases[0].runs, found.cases[0].planted) == (5, 2)
+    ended = self_check([CASE], FakeMachine(0, STILL).measurer(), 5, stopped=lambda: True)
+    assert ended.cases[0].runs == 1

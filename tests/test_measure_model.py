@@ -15,7 +15,7 @@ from tritonbn_bench.measure import Meter
 from tritonbn_bench.model_layers import cases_of, layers_of
 from tritonbn_bench.model_speed import speed_lines, speed_rows
 from tritonbn_bench.providers import PROVIDERS
-from tritonbn_bench.results import Results
+from tritonbn_bench.results import Results, Row
 from tritonbn_bench.stopwatch import FakeStopwatch
 
 MODULE = """
@@ -120,8 +120,14 @@ def _cases() -> tuple[Case, ...]:
 def test_the_table_has_times_ratios_and_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     every = [PROVIDERS[name] for name in ("tritonbn", "torch", "torch channels_last", "copy")]
     monkeypatch.setattr(model_speed, "providers_for", lambda device, compiled: every)
+    rows: list[Row] = []
     seen: list[int] = []
-    rows = speed_rows(_cases(), Meter(DEVICE.type, FakeStopwatch(0)), False, lambda: seen.append(1))
+
+    def keep(new: list[Row]) -> None:
+        seen.append(len(new))
+        rows.extend(new)
+
+    speed_rows(_cases(), Meter(DEVICE.type, FakeStopwatch(0)), False, keep)
     assert len(seen) == 2 and {row.job for row in rows} == {"model"}
     head, forward, backward, total = speed_lines(rows)
     assert head.split("  ")[0] == "case"
@@ -137,13 +143,18 @@ def test_the_table_has_times_ratios_and_sums(monkeypatch: pytest.MonkeyPatch) ->
     assert backward.startswith("backward_train")
 
 
+def test_a_provider_that_lacks_a_case_has_no_sum() -> None:
+    rows: list[Row] = []
+    speed_rows(_cases(), Meter("cpu", FakeStopwatch(0)), False, rows.extend)
+    assert "-" not in speed_lines(rows)[-1].split()
+    part = [row for row in rows if row.mode == "forward_train"]
+    other = [replace(row, provider="torch.compile") for row in part]
+    assert speed_lines([*rows, *other])[-1].split()[-1] == "-"
+
+
 def test_a_failure_is_printed_with_its_reason() -> None:
-    rows = speed_rows(
-        _cases()[:1],
-        Meter("cpu", FakeStopwatch(0)),
-        False,
-        lambda: None,
-    )
+    rows: list[Row] = []
+    speed_rows(_cases()[:1], Meter("cpu", FakeStopwatch(0)), False, rows.extend)
     red = replace(rows[0], provider="tritonbn", status="failed", value=None, reason="y: error 5")
     text = "\n".join(speed_lines([*rows, red]))
     assert "Without a figure:" in text and "y: error 5" in text

@@ -365,3 +365,13 @@ def test_plan_and_env_say_which_file_is_in_use(
     assert "plan_file            not usable: TRITONBN_PLAN_FILE: " in said("env")
     assert cli.main(["plan", "8", "64"]) == 2
     assert "TRITONBN_PLAN_FILE: " in capsys.readouterr().err
+
+
+def test_where_a_row_that_reads_once_cannot_be_had_the_table_plans() -> None:
+    # doubles have no plan that reads once: the other fields of the row are of other tiles
+    views = (view_in(SHAPE, "nchw"),) * 2
+    table = outlook(FORWARD, views, 8, H200)
+    with row_pins({"resident": 1, "num_warps": 16, "block_c": 8}):
+        assert outlook(FORWARD, views, 8, H200) == table
+    with row_pins({"resident": 0, "num_warps": 16, "block_c": 8}):
+        assert outlook(FORWARD, views, 8, H200) != table

@@ -58,7 +58,8 @@ def test_a_planted_fast_plan_is_found(weather: Weather, seed: int) -> None:
         assert reading.verdict is Verdict.IMPROVED
         assert reading.low < reading.ratio < reading.high < 1 / (1 + RULE.margin)
         assert reading.ratio == pytest.approx(0.85, rel=0.05)
-        assert reading.plan_ms / reading.table_ms == pytest.approx(reading.ratio)
+        # means of all rounds here, of the middle ones there
+        assert reading.plan_ms / reading.table_ms == pytest.approx(reading.ratio, rel=0.02)
     # a look at all, the rule's rounds for a few, twice as many for the one that is confirmed
     rounds = [count for _, _, count in meter.calls]
     assert rounds == [LOOK_ROUNDS] * 2 + [RULE.rounds] * 2 + [2 * RULE.rounds] * 2

@@ -21,7 +21,8 @@ def use_plans(path: str | os.PathLike[str] | None) -> PlanFile | None:
 
     It is read here and now, and precedes the file that the environment variable TRITONBN_PLAN_FILE
     names; plans that TRITONBN_PLAN pins precede both. To be called before a training or between
-    two: another plan may round sums otherwise.
+    two: another plan may round sums otherwise; and after `torch.cuda.set_device`, for the current
+    GPU is looked at. All GPUs that a process trains on must be of the file's kind.
 
     Args:
         path: as `tritonbn-bench search --write` wrote it; None for no file but the environment's.

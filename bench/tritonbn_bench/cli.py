@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 from .verbs import baseline, check, env, gate, model, plan, report, run, search, selfcheck
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.verb(options))
     except UsageError as error:
         print(f"tritonbn-bench: {error}", file=sys.stderr)
+        return USAGE
+    except Exception:
+        # 1 would say that something became slower
+        traceback.print_exc()
         return USAGE
     except KeyboardInterrupt:
         print("tritonbn-bench: interrupted", file=sys.stderr)

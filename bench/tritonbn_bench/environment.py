@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KEY", "choose_device", "collect", "device_name", "same_machine"]
+__all__ = ["KEY", "choose_device", "collect", "device_name", "other_plans", "same_machine"]
 
 Environment = dict[str, str | int | float | bool | None]
 
@@ -54,6 +54,11 @@ def device_name(environment: Environment) -> str:
     if environment.get("device") == "cuda":
         return f"on {environment['gpu']}"
     return "without a GPU, in Triton's interpreter"
+
+
+def other_plans(first: Environment, second: Environment) -> list[str]:
+    """Names of the entries on pinned plans in which two environments differ."""
+    return [name for name in ("plan", "plan_file") if first.get(name) != second.get(name)]
 
 
 def same_machine(first: Environment, second: Environment) -> list[str]:

@@ -34,11 +34,16 @@ def replayed(work: Work, *, with_setup: bool) -> Work:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     state: Any = None
-    if with_setup:
-        with torch.cuda.graph(before, stream=stream):
-            state = work.setup()
-    with torch.cuda.graph(timed, pool=before.pool() if with_setup else None, stream=stream):
-        kept = work.call(state)
+    current = torch.cuda.current_stream()
+    try:
+        if with_setup:
+            with torch.cuda.graph(before, stream=stream):
+                state = work.setup()
+        with torch.cuda.graph(timed, pool=before.pool() if with_setup else None, stream=stream):
+            kept = work.call(state)
+    finally:
+        # a capture that fails at its end leaves its own stream behind
+        cuda.set_stream(current)
 
     def call(_: object) -> object:
         timed.replay()

@@ -70,29 +70,22 @@ def providers_for(device: str, compiled: bool) -> list[Provider]:
 
 
 def speed_rows(
-    cases: Sequence[Case], meter: Meter, compiled: bool, on_case: Callable[[], None]
-) -> list[Row]:
-    """Rows of every case, all providers in the same rounds.
+    cases: Sequence[Case], meter: Meter, compiled: bool, keep: Callable[[list[Row]], None]
+) -> None:
+    """Measure every case, all providers in the same rounds.
 
     Args:
         cases: as `cases_of` returns them
         meter: measures
         compiled: whether torch.compile is measured too
-        on_case: called after each case
+        keep: called with the rows of each case
     """
-    rows: list[Row] = []
-
-    def keep(new: list[Row]) -> None:
-        rows.extend(new)
-        on_case()
-
     providers = providers_for(meter.device, compiled)
     units = [
         Unit(case, tuple(provider for provider in providers if provider.takes(case)))
         for case in cases
     ]
     measure(JOB, units, meter, keep)
-    return rows
 
 
 def speed_lines(rows: Sequence[Row]) -> list[str]:
@@ -104,7 +97,7 @@ def speed_lines(rows: Sequence[Row]) -> list[str]:
     head = ["case", "calls", *(f"{name}, us" for name in providers)]
     head += [f"{OURS} / {name}" for name in rivals] + ([SHARE] if "copy" in providers else [])
     lines = [head]
-    sums: dict[str, float] = {}
+    sums: dict[str, float | None] = dict.fromkeys(providers, 0.0)
     for case in dict.fromkeys(case for case, _ in found):
         by_column = {
             _column(provider): row for (name, provider), row in found.items() if name == case
@@ -114,7 +107,9 @@ def speed_lines(rows: Sequence[Row]) -> list[str]:
         for name in providers:
             value = by_column[name].value if name in by_column else None
             cells.append("-" if value is None else f"{1e3 * value:.1f}")
-            sums[name] = sums.get(name, 0.0) + count * (value or 0.0)
+            so_far = sums[name]
+            # a sum of some of the cases would look faster
+            sums[name] = None if value is None or so_far is None else so_far + count * value
         for name in rivals:
             quantities = {f"{RATIO}{name}", f"{RATIO}{name} channels_last"}
             ratios = [others.get((case, OURS, quantity)) for quantity in sorted(quantities)]
@@ -123,7 +118,8 @@ def speed_lines(rows: Sequence[Row]) -> list[str]:
             share = others.get((case, OURS, SHARE))
             cells.append("-" if share is None or share.value is None else f"{share.value:.0%}")
         lines.append(cells)
-    total = ["all calls", "", *(f"{1e3 * sums[name]:.1f}" for name in providers)]
+    totals = (sums[name] for name in providers)
+    total = ["all calls", "", *("-" if ms is None else f"{1e3 * ms:.1f}" for ms in totals)]
     lines.append(total + [""] * (len(head) - len(total)))
     text = aligned(lines, _WORDS) if found else ["no case has a figure"]
     bad = [row for row in failed(rows) if row.status == "failed"]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .environment import Environment, same_machine
+from .environment import Environment, other_plans, same_machine
 
 if TYPE_CHECKING:
     import pandas
@@ -181,6 +181,7 @@ class Results:
             return cls(environment)
         found = cls.load(folder)
         different = same_machine(found.environment, environment)
+        different += other_plans(found.environment, environment)
         if different:
             raise ValueError(
                 f"the results in {folder} differ from this run in {', '.join(different)}; "

@@ -26,6 +26,8 @@ from tritonbn_kernels.plan import (
     plan_cache,
     plan_generation,
     remember,
+    row_pins,
+    row_reads_once,
 )
 from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import InputGradientStep, SumsStep
@@ -209,15 +211,18 @@ class BackwardCall:
 
     def _choose(self, x: torch.Tensor, geometry: Geometry, one_read: bool) -> None:
         """`_plan` by what is pinned or in the table."""
+        arguments = None
+        if one_read:
+            arguments = ResidentBackwardStep.arguments_for(x, geometry, self._mask_run)
+        if arguments is None and row_reads_once():
+            with row_pins({}):
+                return self._choose(x, geometry, one_read)
         need_dx, *need_others = self._needs
         if self._fused.activation == "identity":
             # the residual's gradient is dy itself
             need_others.pop()
         flags = {**self._fused.constants, "RUN": self._mask_run}
         sums: SumsStep | ResidentBackwardStep | None = None
-        arguments = None
-        if one_read:
-            arguments = ResidentBackwardStep.arguments_for(x, geometry, self._mask_run)
         if arguments is not None:
             sums = ResidentBackwardStep(x, geometry, arguments, self._fused)
         elif any(need_others) or (self._training and need_dx):

@@ -34,6 +34,8 @@ from tritonbn_kernels.plan import (
     pinned,
     plan_cache,
     remember,
+    row_pins,
+    row_reads_once,
 )
 from tritonbn_kernels.plan_file import fused_name, planned_by_file
 from tritonbn_kernels.two_read import NormalizeStep, StatisticsStep
@@ -272,6 +274,9 @@ class ForwardCall:
         if arguments is not None:
             step = ResidentForwardStep(x, geometry, arguments, self._cumulative, self.fused)
             return step, None, stored_run
+        if row_reads_once():
+            with row_pins({}):
+                return self._planned(x, geometry, momentum, eps, one_read)
         last = geometry.first.family == CHANNELS_LAST
         narrow = last and pinned("block_c", ACCESS_BYTES) < self._mask_run
         if stored_run and (geometry.vector != stored_run or narrow):

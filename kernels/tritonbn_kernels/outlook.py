@@ -23,6 +23,8 @@ from tritonbn_kernels.plan import (
     LaunchPlan,
     plan_pointwise,
     plan_reduction,
+    row_pins,
+    row_reads_once,
 )
 from tritonbn_kernels.plan_file import planned_by_file
 from tritonbn_kernels.residency import ResidentPlan
@@ -229,6 +231,9 @@ def _plans(
             return "resident", (once,)
         if once is not None:
             return ("narrow" if once.block_s > 1 else "rows"), (once,)
+        if row_reads_once():
+            with row_pins({}):
+                return _plans(mode, views, itemsize, profile, fused)
     sides = int(mode.startswith("backward") and fused == "residual")
     plan = plan_reduction(views[0], itemsize, profile, vector, sides)
     family = "fused" if plan.fused else "split"

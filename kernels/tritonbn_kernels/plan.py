@@ -333,6 +333,12 @@ def row_pins(pins: Mapping[str, int]) -> Iterator[None]:
         _row.reset(token)
 
 
+def row_reads_once() -> bool:
+    """Whether the row of a plan file that is in force is of a plan that reads once: where there can
+    be none, the table plans, for the row's other fields are of other tiles."""
+    return bool(_row.get().get("resident"))
+
+
 def pinned_by_block(name: str) -> bool:
     """Whether `pinned_plan`, and not the environment, pins this field."""
     return name in _pinned

@@ -57,5 +57,8 @@ def load_margins(path: Path) -> Margins:
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"expected {path} to have the schema {SCHEMA}, got {schema}")
-    by_case = {str(case): float(margin) for case, margin in content["margins"].items()}
-    return Margins(by_case, content["key"])
+    try:
+        by_case = {str(case): float(margin) for case, margin in content["margins"].items()}
+        return Margins(by_case, content["key"])
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"expected margins and key in {path}, got {error!r}") from None

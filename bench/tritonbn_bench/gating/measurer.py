@@ -119,21 +119,38 @@ class TwoProcesses:
         ready = self._prepare(case)
         if isinstance(ready, Measured):
             return ready
+        try:
+            taken = self._take(ready, rounds, enough)
+        except SideError as error:
+            if not all(self._sides[name].alive for name in ready):
+                raise
+            # out of memory, say: the other cases go on
+            return Measured(case, skipped=str(error))
+        if self._stop.interrupted:
+            return Measured(case, skipped=self._stop.reason)
+        return Measured(case, tuple(taken), labels=self._labels(ready))
+
+    def _take(
+        self,
+        ready: Mapping[str, Mapping[str, Any]],
+        rounds: int,
+        enough: Callable[[Sequence[Round]], bool],
+    ) -> list[Round]:
+        """Rounds of what is ready, until there are enough or the user interrupts."""
         blocks = self._blocks(ready)
         if self.planted:
             self._sides.plant(self.planted, self._calls(ready, "ours"))
         taken: list[Round] = []
         while len(taken) < rounds and not (taken and enough(taken)):
-            reason = self._stop.reason
-            if reason:
-                return Measured(case, skipped=reason)
+            if self._stop.interrupted:
+                break
             if taken:
                 self._renew(ready)
             self._round = len(taken)
             taken.append(take_round(blocks, self._round, self._clock))
         for name in ready:
             self._sides[name].ask("drop")
-        return Measured(case, tuple(taken), labels=self._labels(ready))
+        return taken
 
     def prove(self) -> Proof | None:
         """Prove on the first case that both can do, forwards if any, that base and head are two;
@@ -142,11 +159,11 @@ class TwoProcesses:
         Raises:
             SideError: they are one
         """
-        order = sorted(self._trials.values(), key=lambda trial: "backward" in trial.case.mode)
-        for trial in order:
-            ready = self._prepare(trial.id)
+        order = sorted(self._trials.items(), key=lambda item: "backward" in item[1].case.mode)
+        for name, _ in order:
+            ready = self._prepare(name)
             if not isinstance(ready, Measured):
-                return self._sides.prove(trial.id, self._calls(ready, "ours"))
+                return self._sides.prove(name, self._calls(ready, "ours"))
         return None
 
     def _prepare(self, case: str) -> dict[str, dict[str, Any]] | Measured:

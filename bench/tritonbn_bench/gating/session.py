@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ON_A_CPU", "Request", "Session", "declare", "request_of", "session"]
 
+DEFAULT_CACHES = {"cuda": "cold", "cpu": "hot"}
 ON_A_CPU = (
     "On a CPU tritonbn runs torch's kernels: what is compared is tritonbn's way to them, "
     "in time of the processor with hot caches."
@@ -136,9 +137,13 @@ def request_of(options: argparse.Namespace) -> Request:
         margin=options.margin,
         total_margin=options.margin * RULE.total_margin / RULE.margin,
     )
+    found = trials(options.cases, device)
+    if options.cache not in (None, DEFAULT_CACHES[device]):
+        # what is stored of one state of the caches says nothing of another
+        found = {f"{name}/{options.cache}": trial for name, trial in found.items()}
     return Request(
         device,
-        trials(options.cases, device),
+        found,
         rule,
         head_of(options.repository),
         options.cache,

@@ -29,7 +29,7 @@ __all__ = ["Proof", "Side", "SideError", "Sides"]
 PATIENCE = 600.0
 # share by which the head is slowed to see whether base and head are two, and rounds to look at it
 PROOF_SHARE, PROOF_ROUNDS = 0.2, 7
-# seen is what lies between half and twice of what was planted; noise gets a second and third look
+# seen is half of what was planted or more; noise gets a second and third look
 PROOF_SLACK, PROOF_LOOKS = 2.0, 3
 
 
@@ -161,9 +161,11 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether about as much was seen as was planted."""
-        moved, least = math.log1p(self.seen), math.log1p(self.planted) / PROOF_SLACK
-        return least <= moved <= least * PROOF_SLACK**2
+        """Whether at least half of what was planted was seen: of one process nothing would be.
+
+        More may be: on a GPU a sleep is a launch besides.
+        """
+        return math.log1p(self.seen) >= math.log1p(self.planted) / PROOF_SLACK
 
 
 class Sides:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "main"]
 
 # of Linux's personality(2): asks for the present one, and switches randomness of addresses off
-WHICH, NOT_RANDOM = 0xFFFFFFFF, 0x0040000
+WHICH, NOT_RANDOM, REFUSED = 0xFFFFFFFF, 0x0040000, -1
+STARTED_AGAIN = "TRITONBN_WORKER_STARTED_AGAIN"
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 # calls of each work on fresh buffers that are not timed
 RENEWED = 5
@@ -138,7 +139,8 @@ class Worker:
         """
         if heritage is not None:
             self._inherit(heritage)
-        self._works = {}
+        # first let go of the old buffers: two sets of a large case need not fit side by side
+        self._works, self._unplanted = {}, None
         self._ready(seed)
         for work in self._works.values():
             for _ in range(RENEWED):
@@ -270,7 +272,11 @@ def _lie_as_others_do() -> None:
     if not hasattr(libc, "personality"):
         return
     now = libc.personality(WHICH)
-    if now != WHICH and not now & NOT_RANDOM and libc.personality(now | NOT_RANDOM) != WHICH:
+    # a container may refuse, and once is enough where a kernel agrees and does nothing
+    if now == REFUSED or now & NOT_RANDOM or os.environ.get(STARTED_AGAIN):
+        return
+    if libc.personality(now | NOT_RANDOM) != REFUSED:
+        os.environ[STARTED_AGAIN] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -121,7 +121,8 @@ def trend(result: GateResult, environment: Environment) -> str:
             "verdict": item.verdict.value,
             "rounds": item.rounds,
             "ms": {name: round(value, 6) for name, value in item.times.items()},
-            **{name: environment.get(name) for name in ("gpu", "torch", "triton", "commit")},
+            "gpu": _device(environment),
+            **{name: environment.get(name) for name in ("torch", "triton", "commit")},
         }
         entries.append(
             {
@@ -247,8 +248,13 @@ def _how(result: GateResult, environment: Environment) -> str:
         else ""
     )
     return (
-        f"How measured: on {environment.get('gpu') or environment.get('cpu') or 'a CPU'} "
+        f"How measured: on {_device(environment) or environment.get('cpu') or 'a CPU'} "
         f"({versions}); each round times every side twice "
         f"in mirrored order. {measured}Ratios are times of the head over those it is judged by, "
         "with 95 % intervals from a bootstrap over rounds; a regression was seen in two passes."
     )
+
+
+def _device(environment: Environment) -> object:
+    """The GPU that was measured, None where a CPU was, whatever else is in the machine."""
+    return None if environment.get("device") == "cpu" else environment.get("gpu")

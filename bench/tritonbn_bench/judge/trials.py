@@ -129,6 +129,7 @@ def self_check(
     *,
     margins: Mapping[str, float] | None = None,
     slow: Measurer | None = None,
+    stopped: Callable[[], object] = lambda: False,
 ) -> SelfCheck:
     """Compare the package with itself, and with a slowdown planted in the head.
 
@@ -141,6 +142,8 @@ def self_check(
         on_run: called after each run with its index and result; planted runs count on
         margins: tau by case
         slow: times a head that is slower by `planted`; where None, its times are stretched
+        stopped: whether measuring has ended; the run under way then does not count, unless it is
+            the first
 
     Raises:
         ValueError: no run is wanted, or the slowdown lies within the rule's margin
@@ -149,15 +152,24 @@ def self_check(
         raise ValueError(f"expected at least one run, got {runs}")
     if planted is not None and planted <= rule.margin:
         raise ValueError(f"expected a slowdown above the margin {rule.margin}, got {planted}")
-    equal, planted_results = [], []
+    equal: list[GateResult] = []
+    planted_results: list[GateResult] = []
     for index in range(runs):
-        equal.append(compare(cases, measurer, rule, margins))
-        on_run(index, equal[-1])
+        result = compare(cases, measurer, rule, margins)
+        if equal and stopped():
+            break
+        equal.append(result)
+        on_run(index, result)
     if planted is not None:
         slower = slow or slowed(measurer, HEAD, planted)
         for index in range(runs):
-            planted_results.append(compare(cases, slower, rule, margins))
-            on_run(runs + index, planted_results[-1])
+            if stopped():
+                break
+            result = compare(cases, slower, rule, margins)
+            if stopped():
+                break
+            planted_results.append(result)
+            on_run(runs + index, result)
     trials = tuple(
         _trials(
             [result.cases[place] for result in equal],

@@ -22,6 +22,7 @@ def write_report(results: Results, folder: Path) -> Path:
     """
     from .sections import sections_of, title_of
 
+    folder.mkdir(parents=True, exist_ok=True)
     results.write_csv(folder)
     return _write(title_of(results), sections_of(results), {"results": results}, folder)
 

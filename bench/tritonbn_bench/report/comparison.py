@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..environment import device_name, same_machine
+from ..environment import device_name, other_plans, same_machine
 from ..judge.decision import decide
 from ..judge.intervals import Interval, mean_of
 from ..judge.rule import RULE
@@ -100,6 +100,7 @@ def _warnings(first: Results, second: Results) -> list[str]:
         ValueError: they may not be compared
     """
     different = same_machine(first.environment, second.environment)
+    different += other_plans(first.environment, second.environment)
     refused = [name for name in different if name in _REFUSED]
     for name in refused:
         raise ValueError(
@@ -263,11 +264,13 @@ def _totals(draft: Draft, found: Sequence[Change]) -> Section:
 
 
 def _newly_red(first: Results, second: Results) -> Table | None:
-    known = {row.key for row in failed(first.rows)}
+    known = {(row.key, row.quantity) for row in failed(first.rows) if row.status == "failed"}
     lines = tuple(
         (row.job, f"{row.case} {row.data}".strip(), row.provider, row.reason)
         for row in failed(second.rows)
-        if row.status == "failed" and row.key not in known and row.provider in (OURS, UNFUSED)
+        if row.status == "failed"
+        and (row.key, row.quantity) not in known
+        and row.provider in (OURS, UNFUSED)
     )
     head = ("job", "case", "provider", "reason")
     return Table("newly-red", "Red in B and not in A", "", head, lines) if lines else None
@@ -315,9 +318,14 @@ def _alone(alone: Sequence[tuple[str, str]]) -> Section:
 
 
 def _machines(first: Results, second: Results) -> Section:
-    names = [name for name in second.environment if second.environment[name] not in (None, "")]
+    both = (first.environment, second.environment)
+    names = [
+        name
+        for name in {**first.environment, **second.environment}
+        if any(one.get(name) not in (None, "") for one in both)
+    ]
     lines = tuple(
-        (name, str(first.environment.get(name, "-")), str(second.environment[name]))
+        (name, str(first.environment.get(name, "-")), str(second.environment.get(name, "-")))
         for name in names
     )
     table = Table("environments", "Machine and versions", "", ("what", "A", "B"), lines)

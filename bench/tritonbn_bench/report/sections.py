@@ -33,6 +33,8 @@ _ENVIRONMENT = {
     "cudnn": "cuDNN",
     "triton": "triton",
     "triton_fp_fusion": "TRITON_DEFAULT_FP_FUSION",
+    "plan": "TRITONBN_PLAN",
+    "plan_file": "plan file",
     "python": "Python",
     "system": "system",
     "cpu": "CPU",

@@ -63,7 +63,11 @@ class Record:
             outcomes = [_outcome(item) for item in content["outcomes"]]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{record.path} is no record of a search: {error}") from error
-        if different := same_machine(content["environment"], environment):
+        before = content["environment"]
+        different = same_machine(before, environment)
+        # neither the package of a wheel nor a slice of a GPU shows in the others
+        different += [n for n in ("sm_count", "tritonbn") if before.get(n) != environment.get(n)]
+        if different:
             raise ValueError(
                 f"{record.path} differs from this search in {', '.join(different)}; "
                 "choose another --out, or leave out --resume to start again"
@@ -77,9 +81,13 @@ class Record:
         return any(item.regime == regime and wanted <= {*item.cases} for item in self.outcomes)
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome, in place of an earlier one of its regime, in the file too, whole or not
-        at all."""
-        self.outcomes = [item for item in self.outcomes if item.regime != outcome.regime]
+        """Keep an outcome, in place of an earlier one of no other cases of its regime, in the file
+        too, whole or not at all."""
+        self.outcomes = [
+            item
+            for item in self.outcomes
+            if item.regime != outcome.regime or not {*item.cases} <= {*outcome.cases}
+        ]
         self.outcomes.append(outcome)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
@@ -111,7 +119,15 @@ def as_plan_file(
         environment: in which they were measured
         gpu: its name and SMs
     """
-    changed = [outcome for outcome in outcomes if outcome.plan]
+    by_regime: dict[Regime, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_regime.setdefault(outcome.regime, []).append(outcome)
+    # what other cases of the regime did not bear out is no row of it
+    changed = [
+        found[-1]
+        for found in by_regime.values()
+        if found[-1].plan and all(item.plan == found[-1].plan for item in found)
+    ]
     return PlanFile(
         "",
         gpu,
@@ -135,7 +151,11 @@ def as_text(outcomes: Iterable[Outcome], total: int) -> str:
         lines += ["", str(outcome.regime), f"  {outcome.plan}", *map(_line, outcome.readings)]
     if not changed:
         lines = ["no row should change" if found else "no regime was searched"]
-    near = [item for item in found if item.readings and not item.plan]
+    near = [
+        item
+        for item in found
+        if item.readings and not item.plan and all(one.ratio < 1 for one in item.readings)
+    ]
     if near:
         lines += ["", "faster at first sight, but not by more than the margin in every case:"]
         for outcome in near:

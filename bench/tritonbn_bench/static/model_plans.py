@@ -117,12 +117,12 @@ def read(path: Path, device: str) -> dict[str, dict[str, Any]] | None:
         return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        schema = kept["schema"]
+        schema, devices = kept["schema"], kept["devices"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected plans in {path}, got something else: {error!r}") from error
     if schema != SCHEMA:
         raise ValueError(f"expected {path} of schema {SCHEMA}, got {schema}")
-    found: dict[str, dict[str, Any]] | None = kept["devices"].get(device)
+    found: dict[str, dict[str, Any]] | None = devices.get(device)
     return found
 
 

@@ -79,6 +79,7 @@ def _accept(options: argparse.Namespace) -> int:
     request = request_of(options)
     with session(request, None, options.command) as at_work:
         path, found = _place(options.accept, at_work.environment)
+        accepted = 0
         for index in range(options.runs):
             if index:
                 at_work.sides.restart()
@@ -98,9 +99,12 @@ def _accept(options: argparse.Namespace) -> int:
                 break
             found = accept(result, at_work.environment, found)
             save(found, path)
+            accepted += 1
             print(f"run {index + 1} of {options.runs} accepted", file=sys.stderr, flush=True)
         interrupted = at_work.stop.interrupted
-    if found is None:
+    if found is None or not accepted:
+        if interrupted:
+            return INTERRUPTED
         raise ValueError("no run was finished, nothing is stored; give it more --minutes")
     print("\n".join(_table(found)))
     if request.device == "cpu":

@@ -23,7 +23,7 @@ EXIT_CODES = """exit codes:
   0    done (or time is over: repeat with --resume), every check of tritonbn passed
   1    something became slower or worse, confirmed
   2    wrong usage, or the machine lacks what was asked for
-  3    no verdict was possible, under --strict
+  3    no verdict was possible (of a gate: under --strict)
   4    a result of tritonbn broke its error bound, or training disagreed
   130  interrupted; what was measured is kept
 """

@@ -91,20 +91,26 @@ def run(options: argparse.Namespace) -> int:
                 f"expected a checkout of tritonbn at {options.repository} to compare with "
                 f"{options.base}; what is installed can be compared with a --baseline"
             )
+        request = request_of(options)
         with checkout(head.tree, options.base) as base:
             if base.digest == head.digest and not (options.force or options.plant):
-                return _nothing(base)
-            return _gate(options, request_of(options), base)
+                return _nothing(options, request, base)
+            return _gate(options, request, base)
     except (ValueError, OSError, SideError) as error:
         raise UsageError(str(error)) from error
 
 
-def _nothing(base: Sources) -> int:
-    from ..gating.written import summarise
+def _nothing(options: argparse.Namespace, request: Request, base: Sources) -> int:
+    """Say so, in the files too: later steps of a job look for them."""
+    from ..environment import collect
+    from ..gating.written import write_gate
+    from ..judge.gate import GateResult
 
     text = f"nothing to compare: head's packages equal those of {base.label} ({base.commit})"
     print(f"{text}; --force compares them all the same")
-    summarise(f"## tritonbn-bench gate\n\n{text}\n")
+    environment = collect(request.device, options.command)
+    facts = {"base": {"label": base.label, "commit": base.commit}, "exit_code": PASSED}
+    write_gate(options.out, GateResult(()), environment, facts, f"- {text}", strict=False)
     return PASSED
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import PASSED, UsageError, add_verb
+from .common import INTERRUPTED, PASSED, UsageError, add_verb
 
 if TYPE_CHECKING:
     from ..cases import Case
+    from ..results import Row
     from ..stopwatch import Stopwatch
 
 __all__ = ["add", "run"]
@@ -136,13 +138,24 @@ def _measured(
     if options.rounds is not None:
         rule = replace(rule, rounds=options.rounds, fewest=min(rule.fewest, options.rounds))
     meter = Meter(device, stopwatch, clock_of(device), rule)
+    rows: list[Row] = []
+    interrupted = False
     with progress(JOB, len(cases)) as advance:
-        rows = speed_rows(cases, meter, options.compile, advance)
+
+        def keep(new: list[Row]) -> None:
+            rows.extend(new)
+            advance()
+
+        try:
+            speed_rows(cases, meter, options.compile, keep)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("interrupted; what was measured is kept", file=sys.stderr)
     print(_how(device, stopwatch.cache))
     print("\n".join(speed_lines(rows)))
     results = Results(collect(device, options.command), rows)
     print(f"results: {results.save(options.out)}")
-    return exit_code(results.rows)
+    return INTERRUPTED if interrupted else exit_code(results.rows)
 
 
 def _how(device: str, cache: str) -> str:

@@ -106,6 +106,7 @@ def _check(options: argparse.Namespace, request: Request) -> int:
             options.planted or None,
             told,
             slow=_slow(at_work, options.planted),
+            stopped=lambda: at_work.stop.reason,
         )
     code = found.exit_code
     if options.planted and found.found is None and not found.false_alarms and not found.wrong:
