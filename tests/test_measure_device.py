@@ -88,12 +88,16 @@ class _StubGraphs:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.streams: list[object] = []
         self.graphs = 0
 
     def Stream(self) -> SimpleNamespace:
         return SimpleNamespace(wait_stream=lambda other: None)
 
     current_stream = Stream
+
+    def set_stream(self, stream: object) -> None:
+        self.streams.append(stream)
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
@@ -141,6 +145,8 @@ def test_a_graph_times_the_call_and_replays_its_setup_untimed(
     stub.log.clear()
     state = replay.setup()
     assert stub.log == (["graph 1"] if with_setup else [])
+    # whatever a capture leaves behind
+    assert len(stub.streams) == 1
     stub.log.clear()
     replay.call(state)
     assert stub.log == ["graph 2"]
