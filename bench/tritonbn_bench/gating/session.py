@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..judge.rule import RULE, Rule
+from ..verbs.common import add_device
 
 if TYPE_CHECKING:
     from ..environment import Environment
@@ -73,12 +74,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="quick|resnet50|FILE",
         help="a suite, or a JSON list of cases (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "cpu"],
-        default="auto",
-        help="auto takes a GPU where there is one (default: %(default)s)",
-    )
+    add_device(parser)
     parser.add_argument(
         "--cache",
         choices=["cold", "hot", "produced"],

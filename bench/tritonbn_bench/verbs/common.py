@@ -14,6 +14,7 @@ __all__ = [
     "REGRESSION",
     "USAGE",
     "UsageError",
+    "add_device",
     "add_verb",
 ]
 
@@ -53,3 +54,18 @@ def add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Declare --device.
+
+    Args:
+        parser: of a verb
+        more: to be said of auto
+    """
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cuda", "cpu"],
+        default="auto",
+        help=f"auto takes a GPU where there is one{more} (default: %(default)s)",
+    )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import INTERRUPTED, PASSED, UsageError, add_verb
+from .common import INTERRUPTED, PASSED, UsageError, add_device, add_verb
 
 if TYPE_CHECKING:
     from ..cases import Case
@@ -52,13 +52,7 @@ def add(verbs: Any) -> None:
         metavar="DIR",
         help="folder of results.json (default: %(default)s)",
     )
-    model.add_argument(
-        "--device",
-        choices=["auto", "cuda", "cpu"],
-        default="auto",
-        help="auto takes a GPU where there is one, and measures nothing else "
-        "(default: %(default)s)",
-    )
+    add_device(model, ", and measures nothing else")
     model.add_argument(
         "--cache",
         choices=["cold", "hot", "produced"],

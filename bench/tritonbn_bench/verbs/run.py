@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import report
-from .common import INTERRUPTED, UsageError, add_verb
+from .common import INTERRUPTED, UsageError, add_device, add_verb
 
 if TYPE_CHECKING:
     from ..jobs import Run
@@ -80,12 +80,7 @@ def add(verbs: Any) -> None:
         help="of the sweeps, before each call: emptied, left as they are, or emptied and the main "
         "operand written anew (default: cold)",
     )
-    run_parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "cpu"],
-        default="auto",
-        help="auto takes a GPU where there is one (default: %(default)s)",
-    )
+    add_device(run_parser)
 
 
 def run(options: argparse.Namespace) -> int:
