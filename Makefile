@@ -9,13 +9,16 @@ export VENV TORCH
 in_environment = $(PYTHON) scripts/environment.py
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test gpu lint clean
+.PHONY: help bench report test gpu lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /  make \1 - /p' Makefile
 
 bench: ## write a report of speed, accuracy and training on this machine (ARGS="--help")
 	@$(in_environment) report,test -m tritonbn_bench run $(ARGS)
+
+report: ## redraw reports/ from its data, its index, and the table of speed in README.md
+	@$(in_environment) report -m tritonbn_bench report --all reports --readme README.md
 
 test: ## run the tests; without a GPU the kernels run in Triton's interpreter (ARGS="-x -k ...")
 	@$(in_environment) report,test -m pytest $(ARGS)

@@ -1,7 +1,7 @@
 """Full results of an imaginary GPU, for tests and to try the report: times are made up by a fake
 stopwatch, and everything says so.
 
-    PYTHONPATH=.:kernels:bench python -m tests.full_results FOLDER [--all]
+    PYTHONPATH=.:kernels:bench python -m tests.full_results FOLDER
 
 The sweep is the real one: its cases, rounds, intervals and rows. Only what touches a device is
 replaced: operands, correctness, memory and graph replay.
@@ -147,18 +147,6 @@ def sweep_rows(job: str, cases: Sequence[Case], seed: int = 0, slower: float = 1
     return rows
 
 
-def chosen_cases() -> list[Case]:
-    """Of the sweep every mode, dtype, layout and fusion, the whole grid of one dtype, and fewer
-    points of the lines."""
-    found = []
-    for case in suite("sweep"):
-        grid = case.origin == "grid" and case.dtype == "bf16"
-        line = case.origin != "grid" and case.dtype != "fp16" and case.batch in (1, 8, 32, 512)
-        if grid or line or (case.dtype == "fp16" and case.channels in (3, 64, 1024)):
-            found.append(case)
-    return found
-
-
 def accuracy_rows() -> list[Row]:
     """Errors as an imaginary GPU has them, with one that breaks its bound."""
     rows = []
@@ -223,6 +211,10 @@ def endtoend_rows() -> list[Row]:
             )
             peak = replace(row, quantity="peak memory of a step", unit="bytes", value=2.2e10)
             rows += [row, replace(peak, low=None, high=None)]
+            if way != "torch":
+                ratio = speeds["torch"] / speed
+                turned = replace(row, quantity="ratio to torch", unit="1", value=ratio)
+                rows.append(replace(turned, low=0.99 * ratio, high=1.01 * ratio))
     return rows
 
 
@@ -236,11 +228,10 @@ def host_rows() -> list[Row]:
     ]
 
 
-def full_results(*, everything: bool = False, seed: int = 0, slower: float = 1.0) -> Results:
+def full_results(seed: int = 0, slower: float = 1.0) -> Results:
     """Results of every job.
 
     Args:
-        everything: every case of the suites, not a choice
         seed: of the noise
         slower: factor on the bytes of tritonbn's training forward passes
     """
@@ -253,16 +244,8 @@ def full_results(*, everything: bool = False, seed: int = 0, slower: float = 1.0
     trained = Trained((2.0, 1.0), {}, 4000, 16)
     fused = Trained((2.0, 1.0 + 1e-6), {"forward with relu": 8}, 3000, 8)
     results.rows += training_rows(Outcome(trained, trained, fused, 4, "triton", (), True))
-    cases = suite("sweep") if everything else chosen_cases()
-    shapes = (
-        [*suite("resnet50")]
-        if everything
-        else [case for case in suite("resnet50") if case.dtype == "bf16"]
-    )
-    results.rows += sweep_rows("sweep", cases, seed, slower)
-    results.rows += sweep_rows("resnet50", shapes, seed, slower)
-    networks = suite("networks") if everything else suite("networks")[:24]
-    results.rows += sweep_rows("networks", networks, seed, slower)
+    for job in ("sweep", "resnet50", "networks"):
+        results.rows += sweep_rows(job, suite(job), seed, slower)
     results.rows.append(
         replace(
             results.rows[-1],
@@ -284,7 +267,7 @@ def main(arguments: Sequence[str]) -> int:
     from tritonbn_bench.report import write_report
 
     folder = Path(arguments[0])
-    results = full_results(everything="--all" in arguments)
+    results = full_results()
     results.save(folder)
     page: Any = write_report(results, folder)
     print(f"{len(results.rows)} rows, {page}: {page.stat().st_size} bytes")

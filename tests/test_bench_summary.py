@@ -1,21 +1,17 @@
 """What rows amount to: ratios, totals, verdict and exit code."""
 
 from dataclasses import replace
-from math import prod
 
 import pytest
 
-from tritonbn_bench.networks import RESNET50
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import (
     FAKE_TIMER,
     NO_SPEED,
-    chain_times,
     exit_code,
     geomean,
     is_fake,
     mean_speedup,
-    network_times,
     speedups,
     step_bytes,
     tally,
@@ -121,57 +117,6 @@ def test_the_copy_is_a_ceiling_and_no_rival() -> None:
 def test_a_rival_without_a_figure_gives_no_ratio() -> None:
     rows = [_time("tritonbn", 2.0), replace(_time("torch", 1.0), value=None, status="failed")]
     assert speedups(rows) == []
-
-
-def _layer_rows(provider: str) -> list[Row]:
-    """1 ms for every layer of ResNet-50."""
-    return [
-        _time(provider, 1.0, case=f"{layer.channels}, {layer.plane}", count=layer.count)
-        for layer in RESNET50
-    ]
-
-
-def test_network_time_counts_each_shape_as_often_as_it_occurs() -> None:
-    assert network_times(_layer_rows("tritonbn")) == {
-        ("forward_train", "fp32", "", "tritonbn"): 53.0
-    }
-
-
-def test_network_time_of_what_is_unfinished_is_not_given() -> None:
-    rows = [*_layer_rows("tritonbn"), *_layer_rows("torch")[:-1]]
-    assert [key[3] for key in network_times(rows)] == ["tritonbn"]
-    # nor where an interruption left everyone as many
-    assert network_times([*_layer_rows("tritonbn")[:-1], *_layer_rows("torch")[:-1]]) == {}
-
-
-def _chain_rows(provider: str) -> list[Row]:
-    """1 ms for every layer alone, 2 behind ReLU, 3 behind addition and ReLU."""
-    cost = {"none": 1.0, "relu": 2.0, "add_relu": 3.0}
-    return [
-        _time(
-            provider,
-            cost[fusion],
-            case=f"{layer.channels}, {layer.plane}, {fusion}",
-            channels=layer.channels,
-            space=prod(layer.plane),
-            fusion=fusion,
-        )
-        for layer in RESNET50
-        for fusion in {"none", *dict(layer.followed)}
-        if provider != "tritonbn unfused" or fusion != "none"
-    ]
-
-
-def test_time_with_what_follows_takes_each_layer_with_what_follows_it() -> None:
-    ours, unfused = _chain_rows("tritonbn"), _chain_rows("tritonbn unfused")
-    part = [row for row in _chain_rows("torch") if row.fusion != "add_relu"]
-    found = chain_times([*ours, *unfused, *part])
-    total = 33 * 2.0 + 16 * 3.0 + 4 * 1.0
-    # a rival that lacks cases has no total
-    assert found == {
-        ("forward_train", "fp32", "", name): total for name in ("tritonbn", "tritonbn unfused")
-    }
-    assert network_times(ours) == {("forward_train", "fp32", "", "tritonbn"): 12 * 1.0}
 
 
 def test_fused_cases_have_a_sentence_of_their_own() -> None:

@@ -203,7 +203,7 @@ def test_the_data_unpack_in_the_browser(browser: Any) -> None:
            };
            document.querySelector("a.data + button").click();"""
     )
-    assert len(json.loads(rows)["rows"]) == len(table_without_a_gpu().rows)
+    assert len(json.loads(rows)["columns"]["value"]) == len(table_without_a_gpu().rows)
 
 
 def test_it_prints(browser: Any) -> None:

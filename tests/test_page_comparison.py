@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.full_results import FAKE_GPU, full_results, sweep_rows
-from tests.pages import full_table
-from tritonbn_bench.cases import Case
+from tests.full_results import FAKE_GPU, sweep_rows
+from tritonbn_bench.cases import Case, suite
 from tritonbn_bench.cli import main
 from tritonbn_bench.judge.verdicts import Verdict
 from tritonbn_bench.results import Results, Row
@@ -200,7 +199,12 @@ def test_the_verb_says_what_is_wrong(
 
 
 def test_pictures_of_a_comparison_say_their_kind() -> None:
-    sections = comparison_sections(full_table(), full_results(seed=3, slower=1.1))
+    cases = [case for case in suite("sweep") if (case.dtype, case.fusion) == ("bf16", "none")]
+    first, second = (
+        Results(FAKE_GPU, sweep_rows("sweep", cases, seed, slower))
+        for seed, slower in ((0, 1.0), (3, 1.1))
+    )
+    sections = comparison_sections(first, second)
     pictures = [block for one in sections for block in one.blocks if isinstance(block, Picture)]
     assert {block.kind for block in pictures} == {"fake"}
     assert len(_table(sections, "cases-slower").lines) > 30

@@ -48,8 +48,9 @@ SWEEP_CHANNELS = (3, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SWEEP_BATCH, SWEEP_CHANNEL, SWEEP_PLANE = 32, 256, (28, 28)
 RESNET50_BATCH = 64
 LINE, DIGITS = "line of batch sizes", "digits through the first convolution of SimpleCNN"
-# a grid over the plane for pictures: far ends, powers of four and odd counts
-GRID_BATCHES = (1, 4, 16, 64, 256, 1024)
+# a grid over the plane for pictures: far ends, powers of four, odd counts, and the batch size of
+# the other line, which would leave holes
+GRID_BATCHES = (1, 4, 16, SWEEP_BATCH, 64, 256, 1024)
 GRID_CHANNELS = (3, 17, 64, 250, 256, 1024, 4096)
 GRID_DTYPES = ("fp32", "bf16")
 # of one activation: beyond it a case says no more than the one before it, and takes longer

@@ -5,9 +5,11 @@ Measured, modelled and static figures share the table and are told apart by `kin
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -47,6 +49,7 @@ HOST_BOUND = 1.3
 GRAPH_TIME = "graph time"
 ASIDE = (GRAPH_TIME,)
 SCHEMA = "tritonbn.results/1"
+NAME = "results.json"
 KINDS = ("measured", "modelled", "static")
 # repeated in every line of the CSV, so that a line can be read alone
 ENVIRONMENT_COLUMNS = ("gpu", "driver", "torch", "cudnn", "triton", "commit", "date", "command")
@@ -152,8 +155,12 @@ class Results:
 
     @staticmethod
     def path(folder: Path) -> Path:
-        """Where the JSON of a report lies, given its folder or itself."""
-        return folder if folder.is_file() else folder / "results.json"
+        """Where the JSON of a report lies, given its folder or itself; compressed where nothing
+        else lies there."""
+        if folder.is_file():
+            return folder
+        plain, packed = folder / NAME, folder / f"{NAME}.gz"
+        return packed if packed.exists() and not plain.exists() else plain
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -163,11 +170,14 @@ class Results:
             FileNotFoundError: no results lie in the folder
             ValueError: the file is no results file of this version
         """
-        content = json.loads(cls.path(folder).read_text())
+        content = json.loads(_unpacked(cls.path(folder)))
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"expected {cls.path(folder)} to have the schema {SCHEMA}")
         columns = content["columns"]
-        rows = [Row(**dict(zip(columns, values, strict=True))) for values in content["rows"]]
+        # by columns in what a page embeds, else by rows
+        by_column = isinstance(columns, dict)
+        values = zip(*columns.values(), strict=True) if by_column else content["rows"]
+        rows = [Row(**dict(zip(columns, row, strict=True))) for row in values]
         return cls(content["environment"], rows)
 
     @classmethod
@@ -194,34 +204,38 @@ class Results:
     def save(self, folder: Path) -> Path:
         """Write the JSON, whole or not at all, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(folder)
+        path = folder if folder.is_file() else folder / NAME
         # an interruption must not leave half a file where a whole one was
         partial = path.with_suffix(".json.partial")
         partial.write_text(self.as_text())
         os.replace(partial, path)
         return path
 
-    def as_text(self, digits: int = 17) -> str:
-        """The JSON.
+    def as_text(self) -> str:
+        """The JSON, a row in a line."""
+        # a copy of fields is all there is to do, and asdict takes a hundred times as long
+        rows = [[getattr(row, name) for name in COLUMNS] for row in self.rows]
+        return _one_row_per_line({**self._head(list(COLUMNS)), "rows": rows})
+
+    def as_columns(self, digits: int) -> str:
+        """The JSON, a list for each column: read as the other, and half as large when compressed.
 
         Args:
-            digits: significant ones of numbers that are not whole, 17 for all of them; those of
-                training steps are always whole, for they are compared with one another
+            digits: significant ones of numbers that are not whole; those of training steps are
+                always whole, for they are compared with one another
         """
 
         def rounded(row: Row, value: Any) -> Any:
             broken = isinstance(value, float) and math.isfinite(value) and value != int(value)
             return float(f"{value:.{digits}g}") if broken and row.step is None else value
 
-        # a copy of fields is all there is to do, and asdict takes a hundred times as long
-        rows = [[rounded(row, getattr(row, name)) for name in COLUMNS] for row in self.rows]
-        content = {
-            "schema": SCHEMA,
-            "environment": self.environment,
-            "columns": list(COLUMNS),
-            "rows": rows,
+        columns = {
+            name: [rounded(row, getattr(row, name)) for row in self.rows] for name in COLUMNS
         }
-        return _one_row_per_line(content)
+        return json.dumps(self._head(columns), separators=(",", ":"))
+
+    def _head(self, columns: Any) -> dict[str, Any]:
+        return {"schema": SCHEMA, "environment": self.environment, "columns": columns}
 
     def done(self) -> set[tuple[str, str, str, str]]:
         """Keys of the work that need not be done again."""
@@ -252,6 +266,21 @@ class Results:
         path = folder / "results.csv"
         frame.to_csv(path, index=False)
         return path
+
+
+def _unpacked(path: Path) -> str:
+    """The text of a file that may be compressed.
+
+    Raises:
+        ValueError: it is neither text nor text compressed by gzip
+    """
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return content.decode()
 
 
 def _one_row_per_line(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the rows amount to: verdicts, ratios to rivals, totals over a network. Plain Python."""
+"""What the rows amount to: verdicts, ratios to rivals, modelled totals. Plain Python."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .environment import Environment
 from .fusions import NONE
 from .judge.intervals import Interval, mean_of
 from .judge.rule import RULE
-from .networks import RESNET50
-from .results import Results, Row
+from .results import RATIO, Results, Row
 
 __all__ = [
+    "EAGER",
     "FAKE_TIMER",
     "HOST_DIFFERENCE",
     "LARGEST_GAP",
@@ -26,14 +26,12 @@ __all__ = [
     "UNFUSED",
     "WRONG",
     "Speedup",
-    "chain_times",
     "counted",
     "exit_code",
     "failed",
     "geomean",
     "is_fake",
     "mean_speedup",
-    "network_times",
     "speedups",
     "step_bytes",
     "tally",
@@ -45,6 +43,8 @@ OURS = "tritonbn"
 # our BatchNorm, with torch's operators behind it
 UNFUSED = "tritonbn unfused"
 _OURS = (OURS, UNFUSED)
+# torch's layers, called one by one
+EAGER = ("torch", "torch channels_last")
 WRONG = "WRONG RESULTS:"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
@@ -139,9 +139,9 @@ def speedups(rows: Iterable[Row]) -> list[Speedup]:
     rows = list(rows)
     found = times(rows)
     shared = {
-        (row.job, row.case, row.quantity.removeprefix("ratio to ")): row
+        (row.job, row.case, row.quantity.removeprefix(RATIO)): row
         for row in rows
-        if row.provider == OURS and row.quantity.startswith("ratio to ")
+        if row.provider == OURS and row.quantity.startswith(RATIO)
     }
     ratios = []
     for (job, case, provider), row in found.items():
@@ -178,44 +178,6 @@ def tally(chosen: Iterable[Speedup]) -> tuple[int, int, int]:
     return wins, len(outcomes) - wins - losses, losses
 
 
-def network_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
-    """Device ms that all BatchNorm layers of ResNet-50 take, by mode, dtype, layout, provider.
-
-    Only providers that have a figure for every shape are summed.
-    """
-    sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
-    shapes: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    for row in times(rows).values():
-        if row.job == "resnet50" and row.fusion == NONE and row.value is not None:
-            key = (row.mode, row.dtype, row.layout, row.provider)
-            sums[key] += row.value * (row.count or 1)
-            shapes[key] += 1
-    return {key: value for key, value in sums.items() if shapes[key] == len(RESNET50)}
-
-
-def chain_times(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], float]:
-    """Device ms of all BatchNorm layers of ResNet-50 with what follows them, by mode, dtype,
-    layout, provider; only of providers that have a figure for everything."""
-    found: dict[tuple[str, str, str, str], dict[tuple[int | None, int | None, str], float]] = {}
-    for row in times(rows).values():
-        if row.job == "resnet50" and row.value is not None:
-            by_shape = found.setdefault((row.mode, row.dtype, row.layout, row.provider), {})
-            by_shape[row.channels, row.space, row.fusion] = row.value
-    sums = {}
-    for key, by_shape in found.items():
-        # where nothing follows there is nothing to fuse
-        plain = found.get((*key[:3], OURS), {}) if key[3] == UNFUSED else by_shape
-        every = [
-            (count, (plain if fusion == NONE else by_shape).get((layer.channels, space, fusion)))
-            for layer in RESNET50
-            for space in (math.prod(layer.plane),)
-            for fusion, count in layer.followed
-        ]
-        if all(value is not None for _, value in every):
-            sums[key] = sum(count * (value or 0.0) for count, value in every)
-    return sums
-
-
 def step_bytes(rows: Iterable[Row], job: str = "traffic") -> dict[tuple[str, str, str, str], float]:
     """Modelled bytes of ResNet-50's BatchNorm layers in a step, by dtype, layout, mode and
     provider; of the layers alone, or with what follows them if `job` is "fusion"."""
@@ -247,6 +209,7 @@ def verdict(results: Results) -> list[str]:
     if not times(rows):
         sentences.append(_no_speed(results.environment))
     sentences += _speed_sentences(rows)
+    sentences += _step_sentences(rows)
     sentences += _accuracy_sentences(rows)
     sentences += _training_sentences(rows)
     sentences += _host_sentences(rows)
@@ -277,7 +240,7 @@ def _speed_sentences(rows: Sequence[Row]) -> list[str]:
     gains; training before inference."""
     groups: dict[tuple[bool, bool, str], list[Speedup]] = defaultdict(list)
     for item in speedups(rows):
-        rival = "torch" if item.rival == "torch channels_last" else item.rival
+        rival = "torch" if item.rival in EAGER else item.rival
         infers = not item.case.mode.endswith("train")
         groups[infers, item.case.fusion != NONE, rival].append(item)
     return [
@@ -301,6 +264,28 @@ def _in_words(chosen: Sequence[Speedup], rival: str) -> str:
         return f"{text}; slower in {sum(ratio < 1 for ratio in ratios)}."
     wins, ties, losses = tally(chosen)
     return f"{text}; faster in {wins}, equal or uncertain in {ties}, slower in {losses}."
+
+
+def _step_sentences(rows: Sequence[Row]) -> list[str]:
+    """What training steps of whole networks come to, beside torch's, where they were timed."""
+    ratios = [
+        row
+        for row in rows
+        if row.job == "endtoend" and row.quantity == f"{RATIO}torch" and row.value
+    ]
+    return [
+        f"End to end: a {case.replace('/', ', ')} runs "
+        + ", ".join(f"{_turned(row)} ({row.provider})" for row in chosen)
+        + " as fast as with torch's layers."
+        for case in dict.fromkeys(row.case for row in ratios)
+        for chosen in ([row for row in ratios if row.case == case],)
+    ]
+
+
+def _turned(row: Row) -> str:
+    """A ratio of our time to a rival's as the rival's to ours, with its interval."""
+    text = f"{1 / row.value:.2f} x" if row.value else "-"
+    return f"{text} [{1 / row.high:.2f} ... {1 / row.low:.2f}]" if row.low and row.high else text
 
 
 def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..results import Results, Row
-from ..summary import is_fake
+from ..summary import Speedup, is_fake
 from .canvas import FAKE, LABELS, Panel
 
 __all__ = ["Block", "Draft", "Picture", "Section", "Table", "Words"]
@@ -113,6 +113,11 @@ class Draft:
             for row in self.rows
             if row.job in jobs and row.value is not None and quantity in ("", row.quantity)
         ]
+
+    def used(self, ratios: Iterable[Speedup]) -> list[Row]:
+        """The rows that ratios come from."""
+        keys = {(item.case.job, item.case.case) for item in ratios}
+        return [row for row in self.rows if (row.job, row.case) in keys and row.value is not None]
 
     def kind(self, rows: Iterable[Row]) -> str:
         """The kind that rows share; measured by a fake timer is a kind of its own.

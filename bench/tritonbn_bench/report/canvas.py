@@ -33,6 +33,7 @@ __all__ = [
     "SKY",
     "VERMILION",
     "Panel",
+    "mode_words",
     "on_paper",
     "plain_log",
     "render",
@@ -149,6 +150,11 @@ def on_paper(svg: str) -> str:
     return f'{head}><rect width="100%" height="100%" fill="#fff"/>{rest}\n'
 
 
+def mode_words(name: object) -> str:
+    """A mode in words; what is none stays as it is."""
+    return MODES.get(str(name), str(name))
+
+
 def plain_log(axis: Any) -> None:
     """A logarithmic axis whose numbers are plain words: small, and read aloud as they are."""
     from matplotlib.ticker import NullLocator
@@ -231,9 +237,23 @@ def _tidy(root: ElementTree.Element, short: dict[str, str]) -> None:
             elif key in ("d", "x", "y", "transform"):
                 # a tenth of a pixel is enough
                 rounded = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value)
-                element.set(key, rounded.replace(".0", "") if key == "d" else rounded)
+                element.set(key, _short_path(rounded) if key == "d" else rounded)
+                if rounded.startswith("rotate(-0 "):
+                    del element.attrib[key]
             else:
                 element.set(key, renamed(value).replace("; ", ";").replace(": ", ":"))
+
+
+def _short_path(data: str) -> str:
+    """A path without spaces and letters that can be left out: a line goes on until another letter
+    comes."""
+    parts: list[str] = []
+    before = ""
+    for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", data.replace(".0", "")):
+        going_on = letter == "L" and before in ("M", "L")
+        parts.append((" " if going_on else letter) + " ".join(numbers.split()))
+        before = letter
+    return "".join(parts).replace(" -", "-")
 
 
 def _hoist(group: ElementTree.Element) -> None:

@@ -284,7 +284,8 @@ def _host_bound(draft: Draft) -> Iterator[Block]:
             for row in worst
         ]
         head = ("job", "case", "device, us", "wall, us", "wall / device")
-        title = f"{len(bound)} cases of tritonbn in which the host sets the pace, the worst first"
+        which = f"The {len(worst)} worst of {len(bound)}" if len(worst) < len(bound) else "All"
+        title = f"{which} cases of tritonbn in which the host sets the pace"
         yield draft.table(bound, "host-bound-cases", title, head, lines, folded=True)
 
 

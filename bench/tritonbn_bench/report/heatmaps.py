@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..fusions import NONE
 from ..results import Row
@@ -24,6 +24,7 @@ FEWEST = 3
 # log2 of the ratio at the ends of the scale
 _ENDS = 1.0
 _CELL_WIDTH, _CELL_HEIGHT = 0.62, 0.42
+_GAP, _HATCH = 0.03, "#808081"
 
 
 def speedup_panels(chosen: Sequence[Speedup]) -> list[Panel]:
@@ -117,17 +118,17 @@ def _cells(axes: Axes, part: pandas.DataFrame, *, diverging: bool) -> None:
             colour = scale(min(max(share, 0.0), 1.0))
             ink = "#ffffff" if _luminance(colour) < 0.4 else "#000000"
             uncertain = bool(marked.loc[batch, channels])
-            axes.add_patch(
-                Rectangle(
-                    (across - 0.5, down - 0.5),
-                    1.0,
-                    1.0,
-                    facecolor=colour,
-                    edgecolor="#808081",
-                    linewidth=0.5,
-                    hatch="////" if uncertain else None,
+            corner = (across - 0.5, down - 0.5)
+            # the page shows between cells, in its own colour
+            cell: dict[str, Any] = {"width": 1 - _GAP, "height": 1 - _GAP, "clip_on": False}
+            axes.add_patch(Rectangle(corner, **cell, facecolor=colour, edgecolor="none"))
+            if uncertain:
+                # by itself: with the colour of the cell it would be a pattern for each colour
+                axes.add_patch(
+                    Rectangle(
+                        corner, **cell, fill=False, hatch="////", edgecolor=_HATCH, linewidth=0.0
+                    )
                 )
-            )
             text = f"{value:.2f}" if diverging else f"{value:.0f}"
             fits = resident is not None and bool(resident.loc[batch, channels])
             axes.text(

@@ -23,6 +23,8 @@ FEWEST_TO_FILTER = 20
 # a style that occurs as often is said once for the page
 FEWEST_TO_SHARE = 4
 _STYLED = r' style="([^"]+)"'
+# letters of a cell that is not broken into lines
+LONGEST_UNBROKEN = 34
 # of the numbers in the page's copy of the data; the file beside it has them all
 DIGITS = 6
 
@@ -63,7 +65,7 @@ def as_html(
     environment.filters["filtered"] = lambda block: len(block.lines) >= FEWEST_TO_FILTER
     return environment.get_template("page.html").render(
         title=title,
-        styles=f"{_right_aligned(sections)}\n{styles}",
+        styles=f"{_cell_rules(sections)}\n{styles}",
         sections=sections,
         downloads={name: _packed(results) for name, results in data.items()},
         fake=FAKE_TIMER if any(map(is_fake, data.values())) else "",
@@ -87,17 +89,22 @@ def _numeric(table: Table) -> list[bool]:
     return [is_number(column) for column in zip(*table.lines, strict=True)]
 
 
-def _right_aligned(sections: Sequence[Section]) -> str:
-    """The rule for columns of numbers: said once, and not in each of many thousand cells."""
-    places = [
-        f"#rows-{block.name} td:nth-child({index})"
-        for section in sections
-        for block in section.blocks
-        if isinstance(block, Table)
-        for index, numeric in enumerate(_numeric(block), 1)
-        if numeric
-    ]
-    return f"{','.join(places)} {{ text-align: right; min-width: 0; }}" if places else ""
+def _cell_rules(sections: Sequence[Section]) -> str:
+    """Rules for whole columns, said once and not in each of many thousand cells: numbers stand at
+    the right, and what is short is not broken."""
+    numbers, short = [], []
+    for table in [block for part in sections for block in part.blocks if isinstance(block, Table)]:
+        for index, numeric in enumerate(_numeric(table)):
+            place = f"#rows-{table.name} td:nth-child({index + 1})"
+            if numeric:
+                numbers.append(place)
+            elif all(len(cell(line[index])) <= LONGEST_UNBROKEN for line in table.lines):
+                short.append(place)
+    rules = (
+        (numbers, "text-align: right; min-width: 0"),
+        (short, "white-space: nowrap; min-width: 0"),
+    )
+    return "\n".join(f"{','.join(places)} {{ {rule}; }}" for places, rule in rules if places)
 
 
 def _kinds(sections: Sequence[Section]) -> list[str]:
@@ -133,6 +140,6 @@ def _accessible(svg: str, words: str) -> str:
 
 def _packed(results: Results) -> str:
     """The file of the results, compressed, in base64."""
-    content = results.as_text(digits=DIGITS).encode()
+    content = results.as_columns(DIGITS).encode()
     # no time of writing: the same rows give the same page
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()

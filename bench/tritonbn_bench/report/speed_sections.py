@@ -8,24 +8,23 @@ from ..cases import DTYPES
 from ..fusions import FUSIONS, NONE
 from ..results import DROPPED, GRAPH_TIME, PEAK, RATIO, SAVED, SHARE, Row
 from ..summary import (
+    EAGER,
     OURS,
     UNFUSED,
     Speedup,
-    chain_times,
-    network_times,
     speedups,
     tally,
     times,
 )
-from .blocks import Block, Draft, Section, Table, Words
-from .canvas import MODES
+from .blocks import Block, Draft, Section, Words
+from .canvas import mode_words
 from .frames import frame_of, group_lines
 from .heatmaps import share_panels, speedup_panels
+from .network_sections import networks_section
 from .speed_pictures import (
     bytes_panels,
     fused_panels,
     mean_panels,
-    shape_panels,
     throughput_panels,
 )
 
@@ -33,7 +32,6 @@ __all__ = ["speed_sections"]
 
 COPY = "copy"
 JOBS = ("sweep", "resnet50", "networks", "model")
-EAGER = ("torch", "torch channels_last")
 
 
 def speed_sections(draft: Draft) -> Iterator[Section]:
@@ -46,7 +44,7 @@ def speed_sections(draft: Draft) -> Iterator[Section]:
     for section in (
         _plane(draft, ratios),
         _lines(draft),
-        _networks(draft, ratios),
+        networks_section(draft, ratios),
         _fused(draft, ratios),
         _call_memory(draft),
     ):
@@ -54,14 +52,8 @@ def speed_sections(draft: Draft) -> Iterator[Section]:
             yield section
 
 
-def _used(draft: Draft, ratios: Sequence[Speedup]) -> list[Row]:
-    """The rows that ratios come from."""
-    keys = {(item.case.job, item.case.case) for item in ratios}
-    return [row for row in draft.rows if (row.job, row.case) in keys and row.value is not None]
-
-
 def _overview(draft: Draft, ratios: Sequence[Speedup]) -> Section:
-    rows = _used(draft, ratios)
+    rows = draft.used(ratios)
     head = (
         *("mode", "followed by", "dtype", "layout", "rival", "ran"),
         *("geomean", "95 % low", "high", "least", "most", "wins", "ties", "losses", "cases"),
@@ -94,13 +86,11 @@ def _overview(draft: Draft, ratios: Sequence[Speedup]) -> Section:
                 "Mark: geometric mean; thick line: its 95 % interval; thin line: least to most.",
             )
         )
-    lines = [(_mode(key[0]), FUSIONS[str(key[1])].words, *key[2:]) for key in group_lines(ratios)]
+    lines = [
+        (mode_words(key[0]), FUSIONS[str(key[1])].words, *key[2:]) for key in group_lines(ratios)
+    ]
     blocks.append(draft.table(rows, "groups", "Ratio by mode, dtype and layout", head, lines))
     return Section("speed", "Speed", tuple(blocks))
-
-
-def _mode(name: object) -> str:
-    return MODES.get(str(name), str(name))
 
 
 def _by_rival(ratios: Sequence[Speedup]) -> dict[str, list[Speedup]]:
@@ -117,7 +107,7 @@ def _plane(draft: Draft, ratios: Sequence[Speedup]) -> Section:
     if panels:
         blocks.append(
             draft.picture(
-                _used(draft, swept),
+                draft.used(swept),
                 "plane-speedup",
                 "Speedup over the batch x channels plane",
                 panels,
@@ -182,84 +172,6 @@ def _lines(draft: Draft) -> Section:
     return Section("lines", "Throughput", tuple(blocks))
 
 
-def _networks(draft: Draft, ratios: Sequence[Speedup]) -> Section:
-    rows = [row for row in draft.of("resnet50") if row.quantity == "time"]
-    blocks: list[Block] = []
-    for name, title, sums in (
-        ("resnet50", "All 53 BatchNorm layers of ResNet-50", network_times(rows)),
-        ("chains", "The same layers with what follows them", chain_times(rows)),
-    ):
-        if sums:
-            blocks.append(_totals(draft, rows, name, title, sums))
-    for fused in (False, True):
-        rivals = (*EAGER, UNFUSED) if fused else EAGER
-        part = [
-            item
-            for item in ratios
-            if item.case.job == "resnet50"
-            and (item.case.fusion != NONE) == fused
-            and item.rival in rivals
-        ]
-        if part:
-            blocks.append(
-                draft.picture(
-                    _used(draft, part),
-                    "resnet50-fused-speedup" if fused else "resnet50-speedup",
-                    "ResNet-50's shapes" + (" with what follows in one kernel" if fused else ""),
-                    shape_panels(part),
-                    "Time of the rival / tritonbn; above 1 tritonbn is faster. Lines: 95 %.",
-                )
-            )
-    others = [
-        item
-        for item in ratios
-        if item.case.job == "model" or (item.case.job == "networks" and item.rival in EAGER)
-    ]
-    if others:
-        lines = [
-            (
-                item.case.origin,
-                _mode(item.case.mode),
-                item.case.dtype,
-                item.case.layout,
-                item.case.count,
-                f"{item.rival} ({item.backend})",
-                item.ratio,
-                item.outcome,
-            )
-            for item in others
-        ]
-        head = ("layers", "mode", "dtype", "layout", "count", "rival", "ratio", "outcome")
-        table = draft.table(
-            _used(draft, others), "networks", "Layers of networks", head, lines, folded=True
-        )
-        blocks.append(table)
-    return Section("networks", "Networks", tuple(blocks))
-
-
-def _totals(
-    draft: Draft,
-    rows: Sequence[Row],
-    name: str,
-    title: str,
-    sums: dict[tuple[str, str, str, str], float],
-) -> Table:
-    """ms by mode, dtype and layout, one column per provider."""
-    providers = list(dict.fromkeys(key[3] for key in sums))
-    groups = list(dict.fromkeys(key[:3] for key in sums))
-    return draft.table(
-        rows,
-        name,
-        title,
-        ("mode", "dtype", "layout", *[f"{provider}, ms" for provider in providers]),
-        [
-            (_mode(group[0]), *group[1:], *[sums.get((*group, name)) for name in providers])
-            for group in groups
-        ],
-        "Device time of each shape x number of its layers.",
-    )
-
-
 def _fused(draft: Draft, ratios: Sequence[Speedup]) -> Section:
     part = [item for item in ratios if item.rival == UNFUSED and item.case.job == "sweep"]
     panels = fused_panels(part)
@@ -267,7 +179,7 @@ def _fused(draft: Draft, ratios: Sequence[Speedup]) -> Section:
     if panels:
         blocks.append(
             draft.picture(
-                _used(draft, part),
+                draft.used(part),
                 "fused",
                 "One kernel against BatchNorm with operators behind it",
                 panels,
@@ -305,7 +217,7 @@ def _in_units_of_x(rows: Sequence[Row], providers: Sequence[str]) -> list[tuple[
     )
     return [
         (
-            _mode(mode),
+            mode_words(mode),
             FUSIONS[fusion].words,
             *[
                 float(line[name]) if name in line and line[name] == line[name] else None

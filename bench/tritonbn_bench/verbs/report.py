@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import UsageError, add_verb
+from .common import PASSED, UsageError, add_verb
 
 if TYPE_CHECKING:
     from ..results import Results
@@ -16,12 +17,16 @@ __all__ = ["absent_extras", "add", "publish", "run"]
 
 
 DEFAULT_OUT = Path("out/comparison")
+# marks in Markdown, between which --all writes
+INDEX, SPEED = "index", "speed"
 EXAMPLES = """examples:
   tritonbn-bench report out/report                    redraw the page of a report
   tritonbn-bench report before.json after.json        what became slower from one to the other
   tritonbn-bench report A B --out out/comparison      the same of two folders
+  tritonbn-bench report --all reports                 redraw each report in a folder, and its index
 
-Two reports are compared on one machine only; times are divided by those of a copy in the same run.
+A file of results may be compressed (results.json.gz). Two reports are compared on one machine only;
+times are divided by those of a copy in the same run.
 """
 
 
@@ -30,17 +35,31 @@ def add(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "report",
-        "redraw a report from its results, or compare two",
-        "Redraw a report from its results, or compare two; nothing is measured.",
+        "redraw reports from their results, or compare two",
+        "Redraw reports from their results, or compare two; nothing is measured.",
         EXAMPLES,
     )
     parser.set_defaults(verb=run)
     parser.add_argument(
         "reports",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="DIR|FILE",
         help="folder with a results.json, or such a file; a second one is compared with the first",
+    )
+    parser.add_argument(
+        "--all",
+        type=Path,
+        metavar="DIR",
+        help=f"redraw every report in folders of DIR, and write their index into DIR/README.md, "
+        f"between <!-- {INDEX} --> and <!-- /{INDEX} -->",
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help=f"with --all: write what the newest report measured on a GPU says of speed into FILE, "
+        f"between <!-- {SPEED} --> and <!-- /{SPEED} -->",
     )
     parser.add_argument(
         "--out",
@@ -57,7 +76,13 @@ def run(options: argparse.Namespace) -> int:
     absent = absent_extras()
     if absent:
         raise UsageError(f"{', '.join(absent)} missing: pip install 'tritonbn[report]'")
-    if len(options.reports) > 2:
+    if options.all is not None:
+        if options.reports or options.out:
+            raise UsageError("--all takes no other report and no --out: it redraws in place")
+        return _redraw(options.all, options.readme)
+    if options.readme is not None:
+        raise UsageError("--readme needs --all: a table is made from the newest of all reports")
+    if len(options.reports) not in (1, 2):
         raise UsageError(f"expected one report, or two to compare, got {len(options.reports)}")
     found = [_load(path) for path in options.reports]
     if len(found) == 1:
@@ -66,6 +91,32 @@ def run(options: argparse.Namespace) -> int:
     else:
         _compare(found[0], found[1], options.out or DEFAULT_OUT)
     return exit_code(found[-1].rows)
+
+
+def _redraw(folder: Path, readme: Path | None) -> int:
+    """Redraw every report in a folder, its index, and the table of a README."""
+    from .. import collection
+    from ..report import write_report
+
+    # all that may be wrong is found before anything is written
+    try:
+        reports = collection.reports_in(folder)
+        texts = {folder / "README.md": (INDEX, collection.index_of(reports))}
+        if readme is not None:
+            place = os.path.relpath(folder, readme.parent)
+            texts[readme] = (SPEED, collection.speed_table(reports, Path(place).as_posix()))
+        for path, (mark, content) in texts.items():
+            texts[path] = (mark, collection.written_between(path.read_text(), mark, content))
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for report in reports:
+        print(f"report: {write_report(report.results, report.path)}")
+    for path, (mark, text) in texts.items():
+        path.write_text(text)
+        print(f"{mark}: {path}")
+    return PASSED
 
 
 def _load(path: Path) -> Results:
