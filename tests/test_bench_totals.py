@@ -46,6 +46,11 @@ def test_what_is_unfinished_has_no_sum() -> None:
     assert layer_totals([*part, *lacking], RESNET50) == {}
 
 
+def test_what_is_unfused_only_has_no_sum_of_layers_alone() -> None:
+    rows = [*_rows("tritonbn"), *_rows("tritonbn unfused")]
+    assert list(layer_totals(rows, RESNET50)) == [FORWARD]
+
+
 def test_each_layer_is_taken_with_what_follows_it() -> None:
     rows = [*_rows("tritonbn"), *_rows("tritonbn unfused")]
     part = [row for row in _rows("torch") if row.fusion != "add_relu"]

@@ -47,9 +47,9 @@ def layer_totals(
         found[group][row.channels, row.space, row.fusion] = row.value or 0.0
     sums = {}
     for group, by_shape in found.items():
-        # where nothing follows there is nothing to fuse
-        plain = group._replace(provider=OURS) if group.provider == UNFUSED else group
-        alone = found.get(plain, {})
+        # where nothing follows a layer of a chain there is nothing to fuse
+        unfused = followed and group.provider == UNFUSED
+        alone = found.get(group._replace(provider=OURS), {}) if unfused else by_shape
         parts = [
             (count, (alone if fusion == NONE else by_shape).get((layer.channels, space, fusion)))
             for layer in layers

@@ -68,6 +68,12 @@ def resources_section(draft: Draft) -> Section:
     return Section("resources", "Resources of the kernels", tuple(blocks))
 
 
+def _by_age(target: object) -> tuple[bool, int, str]:
+    """Order of architectures: sm_80, sm_90, sm_100, then those of other makers."""
+    name = str(target)
+    return (not name.startswith("sm_"), len(name), name)
+
+
 def _resources(draft: Draft, rows: Sequence[Row]) -> list[Block]:
     quantities = tuple(dict.fromkeys(row.quantity for row in rows))
     cells: dict[tuple[str, str, str], dict[str, Row]] = {}
@@ -79,7 +85,7 @@ def _resources(draft: Draft, rows: Sequence[Row]) -> list[Block]:
     ]
     registers = frame_of(row for row in rows if row.quantity == "registers, most")
     panels = []
-    for target, part in registers.groupby("origin"):
+    for target, part in sorted(registers.groupby("origin"), key=lambda item: _by_age(item[0])):
         most = part.groupby("case", sort=False)["value"].max()
         bars = [(str(kernel), float(value), None, None) for kernel, value in most.items()]
         label = "registers a thread, most of any plan"
