@@ -79,6 +79,9 @@ def test_env_prints_what_a_bug_report_needs() -> None:
     assert done.returncode == 0
     names = {line.split(" ", 1)[0] for line in done.stdout.splitlines()}
     assert {"torch", "triton", "python", "gpu", "driver", "commit", "cpu"} <= names
+    assert {"numpy", "pandas", "c_compiler", "triton_cache"} <= names
+    # whatever is set of what decides how kernels run
+    assert "OMP_NUM_THREADS      1" in done.stdout and "TRITON_INTERPRET     1" in done.stdout
 
 
 @pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")

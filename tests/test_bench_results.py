@@ -1,6 +1,7 @@
 """The tidy table, its files, and how an interrupted run goes on."""
 
 import csv
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,36 @@ def test_json_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert loaded.rows == saved.rows
     assert loaded.environment == ENVIRONMENT
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_is_compressed_is_read_as_it_is(tmp_path: Path) -> None:
+    saved = Results(ENVIRONMENT, [TIME])
+    packed = tmp_path / "results.json.gz"
+    packed.write_bytes(gzip.compress(saved.as_text().encode()))
+    for place in (tmp_path, packed):
+        assert Results.load(place).rows == [TIME]
+    # what is measured next stands beside it, and comes first
+    Results(ENVIRONMENT).save(tmp_path)
+    assert Results.load(tmp_path).rows == []
+    assert Results.load(packed).rows == [TIME]
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b", b"\x1f\x8b and more", b"\xff", b"{"])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError):
+        Results.load(tmp_path)
+
+
+def test_a_list_for_each_column_gives_back_the_rows(tmp_path: Path) -> None:
+    third = replace(TIME, value=1 / 3, step=None)
+    step = replace(third, job="training", step=0)
+    path = tmp_path / "columns.json"
+    path.write_text(Results(ENVIRONMENT, [third, step]).as_columns(digits=6))
+    loaded = Results.load(path)
+    # what is compared with one another step by step is whole
+    assert loaded.rows == [replace(third, value=0.333333), step]
+    assert loaded.environment == ENVIRONMENT
 
 
 def test_an_empty_table_is_valid_json(tmp_path: Path) -> None:
