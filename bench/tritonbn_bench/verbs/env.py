@@ -59,7 +59,6 @@ def _around() -> dict[str, str | int | None]:
         **{library: version(library) for library in LIBRARIES},
         # Triton builds its launchers with it
         "c_compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
-        "triton_cache": os.environ.get("TRITON_CACHE_DIR")
-        or str(Path.home() / ".triton" / "cache"),
+        "triton_cache": os.environ.get("TRITON_CACHE_DIR") or "~/.triton/cache",
         **{name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
     }
