@@ -1,35 +1,17 @@
 """The command line as a user meets it: verbs, exit codes, interruption, resumption."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.processes import Process, bench
 from tritonbn_bench import cli, environment
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.verbs import report
 
-# these processes use the interpreter even where a GPU is, so that they behave alike everywhere
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": os.pathsep.join(sys.path),
-    "TRITON_INTERPRET": "1",
-    "OMP_NUM_THREADS": "1",
-}
-COMMAND = [sys.executable, "-m", "tritonbn_bench"]
 HAS_REPORT_EXTRAS = all(find_spec(name) for name in ("pandas", "matplotlib"))
-
-
-def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +21,7 @@ def test_help_answers_at_once_with_exit_code_0(arguments: tuple[str, ...]) -> No
     durations = []
     for _ in range(3):
         started = time.perf_counter()
-        done = _bench(*arguments, "--help")
+        done = bench(*arguments, "--help")
         durations.append(time.perf_counter() - started)
         assert done.returncode == 0
         assert done.stdout.startswith("usage: tritonbn-bench")
@@ -69,13 +51,13 @@ def test_every_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]
 def test_a_users_error_is_explained_with_exit_code_2(
     arguments: tuple[str, ...], message: str
 ) -> None:
-    done = _bench(*arguments)
+    done = bench(*arguments)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_env_prints_what_a_bug_report_needs() -> None:
-    done = _bench("env")
+    done = bench("env")
     assert done.returncode == 0
     names = {line.split(" ", 1)[0] for line in done.stdout.splitlines()}
     assert {"torch", "triton", "python", "gpu", "driver", "commit", "cpu"} <= names
@@ -86,7 +68,7 @@ def test_env_prints_what_a_bug_report_needs() -> None:
 
 @pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
 def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Path) -> None:
-    done = _bench("run", "--only", "traffic", "--out", str(tmp_path))
+    done = bench("run", "--only", "traffic", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("No speed was measured")
@@ -95,7 +77,7 @@ def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Pat
     before = [page.read_text() for page in pages]
     for page in pages:
         page.unlink()
-    again = _bench("report", str(tmp_path))
+    again = bench("report", str(tmp_path))
     assert again.returncode == 0, again.stderr
     assert [page.read_text() for page in pages] == before
 
@@ -103,29 +85,18 @@ def test_a_run_prints_verdict_and_page_and_the_page_can_be_redrawn(tmp_path: Pat
 @pytest.mark.skipif(not HAS_REPORT_EXTRAS, reason="needs pandas and matplotlib")
 def test_an_interrupted_run_keeps_its_figures_and_goes_on(tmp_path: Path) -> None:
     arguments = ["run", "--quick", "--only", "accuracy", "--out", str(tmp_path), "--resume"]
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts its background jobs deaf to it, and so would this test be
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    # the JSON appears with the first figures
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "results.json").exists() and time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; go on with --resume" in errors
+    with Process(*arguments) as process:
+        # the JSON appears with the first figures
+        process.interrupt((tmp_path / "results.json").exists)
+        done = process.end()
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; go on with --resume" in done.stderr
+    assert "Traceback" not in done.stderr
     kept = Results.load(tmp_path).rows
     assert kept
     assert (tmp_path / "index.html").exists()
     # no time left: one more case, then it stops cleanly
-    done = _bench(*arguments, "--minutes", "0")
+    done = bench(*arguments, "--minutes", "0")
     assert done.returncode == 0, done.stderr
     assert "time is over; go on with --resume" in done.stderr
     rows = Results.load(tmp_path).rows
@@ -138,13 +109,13 @@ def test_an_interrupted_run_keeps_its_figures_and_goes_on(tmp_path: Path) -> Non
 def test_a_broken_bound_gives_exit_code_4(tmp_path: Path) -> None:
     red = Row("accuracy", "measured", "a", "tritonbn", "error of y", status="failed")
     Results({"device": "cpu"}, [red]).save(tmp_path)
-    done = _bench("report", str(tmp_path))
+    done = bench("report", str(tmp_path))
     assert (done.returncode, done.stderr) == (4, "")
 
 
 def test_results_of_other_versions_are_refused_with_exit_code_2(tmp_path: Path) -> None:
     Results({"device": "cpu", "torch": "0.1"}).save(tmp_path)
-    done = _bench("run", "--only", "traffic", "--resume", "--out", str(tmp_path))
+    done = bench("run", "--only", "traffic", "--resume", "--out", str(tmp_path))
     assert done.returncode == 2
     assert "differ from this run in torch" in done.stderr
 

@@ -1,18 +1,13 @@
 """`tritonbn-bench search` as a user meets it, with and without a GPU."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import Process, bench
 from tests.searching import Effect, FakeMeter, fake_machine
 from tritonbn_bench import cli
 from tritonbn_bench.search import machine
@@ -22,26 +17,8 @@ from tritonbn_kernels.plan_file import read
 
 # a small set of cases: three layers, forward and backward
 MLP = ("--cases", "model:mlp")
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("TRITONBN_PLAN")},
-    "PYTHONPATH": os.pathsep.join(sys.path),
-    "OMP_NUM_THREADS": "1",
-    # these processes behave alike where a GPU is
-    "TRITON_INTERPRET": "1",
-}
+SEARCHING = ("-m", "tests.searching")
 Search = Callable[..., tuple[int, str, str]]
-
-
-def _process(*arguments: str, module: str = "tritonbn_bench") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts its background jobs deaf to it, and so would this test be
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 @pytest.fixture
@@ -74,17 +51,17 @@ def _fused_is_fast(plan: str, case: object) -> float:
 
 
 def test_help_has_examples() -> None:
-    process = _process("search", "--help")
-    out, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
+    done = bench("search", "--help")
+    code, out, errors = done.returncode, done.stdout, done.stderr
+    assert (code, errors) == (0, "")
     assert out.startswith("usage: tritonbn-bench search")
     assert out.count("\n  tritonbn-bench search ") == 5 and "exit codes:" in out
 
 
 def test_the_list_needs_no_gpu() -> None:
-    process = _process("search", "--list", *MLP, "--device", "h200")
-    out, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, "")
+    done = bench("search", "--list", *MLP, "--device", "h200")
+    code, out, errors = done.returncode, done.stdout, done.stderr
+    assert (code, errors) == (0, "")
     assert out.startswith("plans that a search on H200 would try\n")
     regimes = [line for line in out.splitlines() if line.startswith(("forward_", "backward_"))]
     assert len(regimes) == 6 and out.count("\n  table: ") == 6
@@ -94,9 +71,9 @@ def test_the_list_needs_no_gpu() -> None:
 
 
 def test_without_a_gpu_it_is_said_why_nothing_can_be_searched() -> None:
-    process = _process("search")
-    out, errors = process.communicate(timeout=120)
-    assert (process.returncode, out) == (2, "")
+    done = bench("search")
+    code, out, errors = done.returncode, done.stdout, done.stderr
+    assert (code, out) == (2, "")
     reason = "TRITON_INTERPRET=1 is set" if torch.cuda.is_available() else "no GPU is visible"
     assert errors == (
         f"tritonbn-bench: nothing can be searched here ({reason}): plans are compared by their "
@@ -191,19 +168,17 @@ def test_time_is_over_and_it_goes_on(search: Search) -> None:
 def test_an_interrupted_search_keeps_what_was_measured_and_goes_on(tmp_path: Path) -> None:
     arguments = (*MLP, "--out", str(tmp_path), "--resume")
     record = tmp_path / "search.json"
-    process = _process(*arguments, module="tests.searching")
-    deadline = time.monotonic() + 60
-    while not record.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; go on with --resume" in errors
+    with Process(*arguments, python=SEARCHING) as process:
+        process.interrupt(record.exists)
+        done = process.end()
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; go on with --resume" in done.stderr
+    assert "Traceback" not in done.stderr
     kept = json.loads(record.read_text())["outcomes"]
     assert 1 <= len(kept) < 6
-    assert f"searched {len(kept)} of 6 regimes" in out
-    process = _process(*arguments, module="tests.searching")
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "6 rows of the plan table should change" in out
+    assert f"searched {len(kept)} of 6 regimes" in done.stdout
+    with Process(*arguments, python=SEARCHING) as process:
+        done = process.end()
+    assert done.returncode == 0, done.stderr
+    assert "6 rows of the plan table should change" in done.stdout
     assert json.loads(record.read_text())["outcomes"][: len(kept)] == kept

@@ -1,7 +1,7 @@
 """Claims about what `check --static` says of what its parts have found, and how it ends."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ AS_IT_IS = suite._measured
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the parts find, for a test to change."""
     copy: dict[str, Any] = json.loads(json.dumps(FOUND))
-    monkeypatch.setattr(suite, "_measured", lambda part, only: copy[part])
+    monkeypatch.setattr(suite, "_measured", lambda part, *_: copy[part])
     return copy
 
 
@@ -220,9 +220,9 @@ def test_words_in_no_name_are_told_and_nothing_is_written(
 
 
 def test_part_that_cannot_run_stops_the_check(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(part: str, only: Sequence[str]) -> dict[str, Any]:
+    def measured(part: str, *rest: Any) -> dict[str, Any]:
         # an architecture that no driver stands for
-        return AS_IT_IS("sm_1", only) if part == "traffic" else FOUND[part]
+        return AS_IT_IS("sm_1", *rest) if part == "traffic" else FOUND[part]
 
     monkeypatch.setattr(suite, "_measured", measured)
     code, _, error = ask("--only", "no such case", "--jobs", "1")

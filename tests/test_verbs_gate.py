@@ -1,14 +1,9 @@
 """gate, baseline and selfcheck as a user meets them: verdicts, exit codes, files, interruption."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.gating_repository import HARMLESS, WRONG, case_file, git, make_repository
+from tests.processes import Process, bench
 from tritonbn_bench import cli
 from tritonbn_bench.gating.measurer import Stop
 from tritonbn_bench.gating.session import Request, Session
@@ -23,13 +19,6 @@ from tritonbn_bench.judge.fake import CALM, STILL, FakeMachine, Weather
 from tritonbn_bench.judge.rounds import BASE, COPY, HEAD, REFERENCE, Measured, Round
 from tritonbn_bench.verbs import baseline, gate, selfcheck
 
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": os.pathsep.join(sys.path),
-    # workers must drop it
-    "TRITON_INTERPRET": "1",
-    "OMP_NUM_THREADS": "1",
-}
 QUICK = ("forward_train/fp32/nchw/N8C32S64", "backward_train/fp32/nchw/N8C32S64")
 NOISY = Weather(noise=0.2)
 # three rounds tell hardly anything: wide margins make the verdict that is wanted certain
@@ -40,13 +29,6 @@ FEW = ("--rounds", "3", "--device", "cpu")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """HEAD~1 and HEAD compute the same from other sources."""
     return make_repository(tmp_path_factory.mktemp("gated"), HARMLESS)
-
-
-def _bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tritonbn_bench", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
 
 
 class _Fake:
@@ -279,10 +261,10 @@ def test_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_equal_sources_are_not_compared_and_wrong_usage_ends_with_2(repository: Path) -> None:
-    done = _bench(repository, "gate", "--base", "HEAD", *FEW)
+    done = bench("gate", "--base", "HEAD", *FEW, cwd=repository)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("nothing to compare: head's packages equal those of HEAD (")
-    done = _bench(repository, "gate", "--base", "v9", *FEW)
+    done = bench("gate", "--base", "v9", *FEW, cwd=repository)
     assert done.returncode == 2
     assert done.stderr.startswith("tritonbn-bench: expected a revision")
 
@@ -291,7 +273,7 @@ def test_wrong_results_end_with_4_and_no_speed(tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "wrong", WRONG)
     cases = case_file(tmp_path / "cases.json")
     out = ("--cases", str(cases), "--out", str(tmp_path))
-    done = _bench(repository, "gate", "--base", "HEAD~1", *FEW, *out)
+    done = bench("gate", "--base", "HEAD~1", *FEW, *out, cwd=repository)
     assert done.returncode == 4, done.stderr
     assert "accuracy failure" in done.stdout
     (case,) = json.loads((tmp_path / "gate.json").read_text())["cases"]
@@ -313,13 +295,8 @@ sys.exit(cli.main(["gate", "--base", "HEAD~1", *sys.argv[1:]]))
 
 def test_no_verdict_ends_with_3_under_strict(repository: Path, tmp_path: Path) -> None:
     arguments = ("--device", "cpu", "--out", str(tmp_path), "--strict")
-    done = subprocess.run(
-        [sys.executable, "-c", UNSURE, *arguments],
-        cwd=repository,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    with Process(*arguments, python=("-c", UNSURE), cwd=repository) as process:
+        done = process.end()
     assert done.returncode == 3, done.stdout + done.stderr
     assert "INCONCLUSIVE" in done.stdout
 
@@ -328,26 +305,16 @@ def test_an_interrupted_gate_keeps_what_it_measured_and_ends_with_130(
     repository: Path, tmp_path: Path
 ) -> None:
     cases = case_file(tmp_path / "cases.json", {}, {"batch": 16, "channels": 64, "plane": [56, 56]})
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "tritonbn_bench", "gate", "--base", "HEAD~1"),
-            *("--device", "cpu", "--margin", "0.9", "--cases", str(cases), "--out", str(tmp_path)),
-        ],
-        cwd=repository,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts its background jobs deaf to it, and so would this test be
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    # the first case is told as soon as it is done
-    first = process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, first + rest
+    words = ("gate", "--base", "HEAD~1", "--device", "cpu", "--margin", "0.9")
+    out = ("--cases", str(cases), "--out", str(tmp_path))
+    with Process(*words, *out, cwd=repository) as process:
+        # the first case is told as soon as it is done
+        process.interrupt(lambda: "\n" in process.errors)
+        done = process.end()
+    assert done.returncode == 130, done.stderr
+    assert f"written: {tmp_path}" in done.stdout and "Traceback" not in done.stderr
     found = json.loads((tmp_path / "gate.json").read_text())
-    assert [item["verdict"] for item in found["cases"]] == ["PASS", "SKIPPED"], first + rest
+    assert [item["verdict"] for item in found["cases"]] == ["PASS", "SKIPPED"], done.stderr
     assert found["cases"][1]["reason"] == "interrupted"
     assert git(repository, "worktree", "list").count("\n") == 0
 

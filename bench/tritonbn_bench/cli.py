@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from .interruption import noted
 from .verbs import baseline, check, env, gate, model, plan, report, run, search, selfcheck
 from .verbs.common import EXIT_CODES, INTERRUPTED, USAGE, UsageError
 
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     options.command = shlex.join(["tritonbn-bench", *given])
     try:
-        return int(options.verb(options))
+        with noted():
+            return int(options.verb(options))
     except UsageError as error:
         print(f"tritonbn-bench: {error}", file=sys.stderr)
         return USAGE

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .cases import RESNET50, RESNET50_BATCH, Case, resnet50_cases, suite
+from .interruption import raise_lost
 from .progress import progress
 from .results import Results, Row
 from .summary import HOST_DIFFERENCE, OURS, PEAK_BYTES, SAVED_BYTES, UNFUSED
@@ -66,7 +67,9 @@ class Run:
 
         Raises:
             OutOfTime: after the rows are kept
+            KeyboardInterrupt: it got lost while they were measured, and they are not kept
         """
+        raise_lost()
         self.results.add(rows)
         now = time.monotonic()
         if now - self._saved > _SAVE_SECONDS:

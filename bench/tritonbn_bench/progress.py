@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .interruption import raise_lost
+
 __all__ = ["progress"]
 
 # between two lines where there is no terminal
@@ -17,10 +19,23 @@ _LINE_SECONDS = 60.0
 def progress(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A function to be called after each of `total` pieces of work; what it shows goes to stderr.
 
+    It raises KeyboardInterrupt where one got lost in the piece, which is not to be trusted then.
+
     Args:
         name: of the work
         total: pieces of work
     """
+    with _shown(name, total) as show:
+
+        def advance() -> None:
+            raise_lost()
+            show()
+
+        yield advance
+
+
+@contextmanager
+def _shown(name: str, total: int) -> Iterator[Callable[[], None]]:
     if not sys.stderr.isatty():
         yield from _line(name, total)
         return

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
+from ..interruption import raise_lost
 from ..judge.rounds import (
     BASE,
     COPY,
@@ -69,6 +70,8 @@ def stoppable(minutes: float | None) -> Iterator[Stop]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
+        # one that came while the processes started
+        raise_lost()
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)

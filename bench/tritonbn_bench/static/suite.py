@@ -99,11 +99,7 @@ def check(wanted: Request) -> list[Finding]:
     Raises:
         CheckStoppedError: a part cannot be measured here.
     """
-    parts = (TRAFFIC, *wanted.targets, LAUNCHES)
-    with ThreadPoolExecutor(max(1, wanted.jobs)) as pool:
-        found = dict(
-            zip(parts, pool.map(lambda part: _measured(part, wanted.only), parts), strict=True)
-        )
+    found = _all_measured((TRAFFIC, *wanted.targets, LAUNCHES), wanted)
     figures: dict[str, Any] = {}
     hints: dict[str, Any] = {}
     faults: list[str] = []
@@ -144,7 +140,45 @@ def check(wanted: Request) -> list[Finding]:
     return [_compared(part, wanted) for part in parts_found]
 
 
-def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
+def _all_measured(parts: Sequence[str], wanted: Request) -> dict[str, dict[str, Any]]:
+    """What each part's process prints; where one fails or Ctrl-C comes, the others are ended."""
+    running = _Processes()
+    with ThreadPoolExecutor(max(1, wanted.jobs)) as pool:
+        waiting = {part: pool.submit(_measured, part, wanted.only, running) for part in parts}
+        try:
+            return {part: answer.result() for part, answer in waiting.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            running.end()
+            raise
+
+
+class _Processes:
+    """Processes that threads start and one thread may end."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[str]] = []
+        self._ended = False
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str, str]:
+        """Exit code, output and errors."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        self._started.append(process)
+        # whoever ends them may have looked just before
+        if self._ended:
+            process.kill()
+        output, errors = process.communicate()
+        return process.returncode, output, errors
+
+    def end(self) -> None:
+        """End those that run, and those that start from now on."""
+        self._ended = True
+        for process in self._started:
+            process.kill()
+
+
+def _measured(part: str, only: Sequence[str], running: _Processes) -> dict[str, Any]:
     """What the process of one part prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     environment |= dict.fromkeys(DEVICES, "")
@@ -152,10 +186,10 @@ def _measured(part: str, only: Sequence[str]) -> dict[str, Any]:
     if part == TRAFFIC:
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", f"{__package__}.worker", part, *only]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise CheckStoppedError(f"{part} could not be measured:\n{done.stderr.strip()}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    code, output, errors = running.run(command, environment)
+    if code:
+        raise CheckStoppedError(f"{part} could not be measured:\n{errors.strip()}")
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 
 

@@ -122,6 +122,7 @@ def _measured(
 ) -> int:
     from ..clocks import clock_of
     from ..environment import collect
+    from ..interruption import arriving
     from ..measure import SWEEP_RULE, Meter
     from ..model_speed import JOB, speed_lines, speed_rows
     from ..progress import progress
@@ -132,23 +133,25 @@ def _measured(
     if options.rounds is not None:
         rule = replace(rule, rounds=options.rounds, fewest=min(rule.fewest, options.rounds))
     meter = Meter(device, stopwatch, clock_of(device), rule)
-    rows: list[Row] = []
+    # now, so that a second Ctrl-C has little time to come before what was measured is saved
+    results = Results(collect(device, options.command))
     interrupted = False
     with progress(JOB, len(cases)) as advance:
 
         def keep(new: list[Row]) -> None:
-            rows.extend(new)
             advance()
+            results.add(new)
 
         try:
-            speed_rows(cases, meter, options.compile, keep)
+            with arriving():
+                speed_rows(cases, meter, options.compile, keep)
         except KeyboardInterrupt:
             interrupted = True
             print("interrupted; what was measured is kept", file=sys.stderr)
+    path = results.save(options.out)
     print(_how(device, stopwatch.cache))
-    print("\n".join(speed_lines(rows)))
-    results = Results(collect(device, options.command), rows)
-    print(f"results: {results.save(options.out)}")
+    print("\n".join(speed_lines(results.rows)))
+    print(f"results: {path}")
     return INTERRUPTED if interrupted else exit_code(results.rows)
 
 

@@ -120,11 +120,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _perform(jobs: Sequence[str], run: Run) -> bool:
     """Do the jobs and save, whatever ends them; whether the user interrupted."""
+    from ..interruption import arriving
     from ..jobs import OutOfTime, perform
 
     interrupted = False
     try:
-        perform(jobs, run)
+        with arriving():
+            perform(jobs, run)
     except OutOfTime:
         print("time is over; go on with --resume", file=sys.stderr)
     except KeyboardInterrupt:

@@ -180,6 +180,7 @@ def _search(
     here: Machine,
     rule: Rule,
 ) -> int:
+    from ..interruption import arriving
     from ..search.candidates import TABLE
     from ..search.record import Record, as_plan_file, as_text
 
@@ -193,7 +194,8 @@ def _search(
         raise UsageError(str(error)) from error
     interrupted = False
     try:
-        _go_on(record, groups, here, rule, options.minutes)
+        with arriving():
+            _go_on(record, groups, here, rule, options.minutes)
     except KeyboardInterrupt:
         interrupted = True
         print("interrupted; go on with --resume", file=sys.stderr)
@@ -230,8 +232,9 @@ def _go_on(
     with progress("search", len(left)) as advance:
         for regime, cases in left.items():
             proposals = proposals_for(regime, cases, here.device)
-            record.add(try_plans(regime, cases, proposals, here.meter, rule))
+            outcome = try_plans(regime, cases, proposals, here.meter, rule)
             advance()
+            record.add(outcome)
             if time.monotonic() > deadline:
                 print("time is over; go on with --resume", file=sys.stderr)
                 break

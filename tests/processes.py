@@ -1,0 +1,99 @@
+"""The command line in a process of its own, started and interrupted as a terminal would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["ENVIRONMENT", "Process", "bench"]
+
+# what these processes do is decided by their arguments, and a job's page is not theirs to write
+_LEFT_OUT = ("TRITONBN_", "GITHUB_STEP_SUMMARY")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)},
+    "PYTHONPATH": os.pathsep.join(str(Path(item).resolve()) for item in sys.path if item),
+    "OMP_NUM_THREADS": "1",
+    # they use the interpreter even where a GPU is, so that they behave alike everywhere
+    "TRITON_INTERPRET": "1",
+}
+PATIENCE = 60.0
+
+
+class Process:
+    """A Python process, ended with its context; what it prints never waits for a reader.
+
+    Args:
+        words: of the command line, behind those of `python`
+        python: what is run, as Python's own arguments say
+        cwd: where; here if None
+        environment: all of it
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        python: tuple[str, ...] = ("-m", "tritonbn_bench"),
+        cwd: Path | None = None,
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> None:
+        self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, *python, *words],
+            cwd=cwd,
+            env=environment,
+            stdout=self._output,
+            stderr=self._errors,
+            # a shell starts its background jobs deaf to it, and so would a test be
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+        self._errors.close()
+
+    @property
+    def errors(self) -> str:
+        """Its stderr so far."""
+        # the process goes on writing where it is: reading must not move that
+        return os.pread(self._errors.fileno(), 1 << 20, 0).decode()
+
+    def interrupt(self, when: Callable[[], object]) -> None:
+        """Send SIGINT as soon as something has come true."""
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            assert self._process.poll() is None, f"it ended before it could be: {self.errors}"
+            assert time.monotonic() < deadline, f"it did not come to it: {self.errors}"
+            time.sleep(0.02)
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; exit code, output and errors."""
+        self._process.wait(timeout=2 * PATIENCE)
+        output = os.pread(self._output.fileno(), 1 << 20, 0).decode()
+        return subprocess.CompletedProcess("", self._process.returncode, output, self.errors)
+
+
+def bench(
+    *words: str, cwd: Path | None = None, environment: Mapping[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[str]:
+    """A run of `tritonbn-bench` to its end: exit code, output and errors."""
+    with Process(*words, cwd=cwd, environment=environment) as process:
+        return process.end()
