@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["ENVIRONMENT", "Process", "bench"]
+__all__ = ["ENVIRONMENT", "Process", "bench", "until"]
 
 # what these processes do is decided by their arguments, and a job's page is not theirs to write
 _LEFT_OUT = ("TRITONBN_", "GITHUB_STEP_SUMMARY")
@@ -24,6 +24,7 @@ ENVIRONMENT = {
     # they use the interpreter even where a GPU is, so that they behave alike everywhere
     "TRITON_INTERPRET": "1",
 }
+BENCH = ("-m", "tritonbn_bench")
 PATIENCE = 60.0
 
 
@@ -40,7 +41,7 @@ class Process:
     def __init__(
         self,
         *words: str,
-        python: tuple[str, ...] = ("-m", "tritonbn_bench"),
+        python: tuple[str, ...] = BENCH,
         cwd: Path | None = None,
         environment: Mapping[str, str] = ENVIRONMENT,
     ) -> None:
@@ -77,11 +78,13 @@ class Process:
 
     def interrupt(self, when: Callable[[], object]) -> None:
         """Send SIGINT as soon as something has come true."""
-        deadline = time.monotonic() + PATIENCE
-        while not when():
-            assert self._process.poll() is None, f"it ended before it could be: {self.errors}"
-            assert time.monotonic() < deadline, f"it did not come to it: {self.errors}"
-            time.sleep(0.02)
+
+        def ready() -> bool:
+            true = bool(when())
+            assert true or self._process.poll() is None, f"it ended before that: {self.errors}"
+            return true
+
+        assert until(ready), f"it did not come to it: {self.errors}"
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> subprocess.CompletedProcess[str]:
@@ -91,9 +94,25 @@ class Process:
         return subprocess.CompletedProcess("", self._process.returncode, output, self.errors)
 
 
+def until(true: Callable[[], object]) -> bool:
+    """Wait for something to come true; whether it did while patience lasted."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def bench(
     *words: str, cwd: Path | None = None, environment: Mapping[str, str] = ENVIRONMENT
 ) -> subprocess.CompletedProcess[str]:
     """A run of `tritonbn-bench` to its end: exit code, output and errors."""
-    with Process(*words, cwd=cwd, environment=environment) as process:
-        return process.end()
+    return subprocess.run(
+        [sys.executable, *BENCH, *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+    )

@@ -1,4 +1,4 @@
-"""Ctrl-C that Python or a library loses: in processes whose one verb loses it in its first piece."""
+"""Ctrl-C that Python or a library loses: a verb of three pieces loses it in its first."""
 
 import signal
 from pathlib import Path

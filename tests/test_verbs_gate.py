@@ -319,15 +319,17 @@ def test_an_interrupted_gate_keeps_what_it_measured_and_ends_with_130(
     assert git(repository, "worktree", "list").count("\n") == 0
 
 
-def test_a_self_check_and_a_baseline_of_real_processes(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_self_check_a_baseline_and_a_gate_by_it_in_processes_of_their_own(
+    repository: Path, tmp_path: Path
 ) -> None:
     cases = case_file(tmp_path / "cases.json")
-    common = (*FEW, "--margin", "0.9", "--cases", str(cases), "--runs", "1")
-    here = ("--repository", str(repository))
+    common = (*FEW, "--margin", "0.9", "--cases", str(cases))
     out = ("--out", str(tmp_path), "--planted", "9")
-    assert cli.main(["selfcheck", *common, *here, *out]) == 0
-    assert "planted found 1 of 1" in capsys.readouterr().out
-    path = str(tmp_path / "b.json")
-    assert cli.main(["baseline", "--accept", path, *common, *here]) == 0
-    assert "x torch" in capsys.readouterr().out
+    done = bench("selfcheck", *common, "--runs", "1", *out, cwd=repository)
+    assert (done.returncode, "planted found 1 of 1" in done.stdout) == (0, True), done.stderr
+    path = tmp_path / "b.json"
+    done = bench("baseline", "--accept", str(path), *common, "--runs", "1", cwd=repository)
+    assert (done.returncode, "x torch" in done.stdout) == (0, True), done.stderr
+    done = bench("gate", "--baseline", str(path), *common, *out[:2], cwd=repository)
+    assert (done.returncode, "No regression." in done.stdout) == (0, True), done.stderr
+    assert json.loads((tmp_path / "gate.json").read_text())["exit_code"] == 0
