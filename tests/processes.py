@@ -87,9 +87,9 @@ class Process:
         assert until(ready), f"it did not come to it: {self.errors}"
         self._process.send_signal(signal.SIGINT)
 
-    def end(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end; exit code, output and errors."""
-        self._process.wait(timeout=2 * PATIENCE)
+    def end(self, within: float = 2 * PATIENCE) -> subprocess.CompletedProcess[str]:
+        """Wait for its end, for some seconds at most; exit code, output and errors."""
+        self._process.wait(timeout=within)
         output = os.pread(self._output.fileno(), 1 << 20, 0).decode()
         return subprocess.CompletedProcess("", self._process.returncode, output, self.errors)
 

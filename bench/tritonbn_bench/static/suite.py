@@ -148,7 +148,7 @@ def _all_measured(parts: Sequence[str], wanted: Request) -> dict[str, dict[str, 
         try:
             return {part: answer.result() for part, answer in waiting.items()}
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # those that wait for a thread too: it would take minutes
             running.end()
             raise
 
