@@ -14,22 +14,18 @@ from tests.pages import full_page, full_table, page_without_a_gpu, table_without
 from tritonbn_bench.jobs import Run, perform
 from tritonbn_bench.resources import static_rows
 from tritonbn_bench.results import Results, Row
-from tritonbn_bench.summary import FAKE_TIMER, NO_SPEED, speedups
+from tritonbn_bench.summary import FAKE_TIMER, NO_SPEED
 from tritonbn_bench.tables import markdown_table
 
 pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("matplotlib", reason="needs matplotlib")
 pytest.importorskip("jinja2", reason="needs jinja2")
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from tritonbn_bench.report import write_report
 from tritonbn_bench.report.blocks import Draft, Picture, Section, Table
 from tritonbn_bench.report.canvas import LABELS, Panel, render
-from tritonbn_bench.report.heatmaps import share_panels, speedup_panels
 from tritonbn_bench.report.sections import sections_of
-from tritonbn_bench.report.speed_pictures import throughput_panels
 
 FACTS = {"environment", "failures", "columns"}
 
@@ -41,12 +37,6 @@ def _blocks(sections: list[Section]) -> list[Table | Picture]:
         for block in section.blocks
         if isinstance(block, Table | Picture)
     ]
-
-
-def _axes(panel: Panel) -> Any:
-    axes = Figure().subplots()
-    panel.draw(axes)
-    return axes
 
 
 # what a figure is called
@@ -212,87 +202,6 @@ def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path
     write_report(Results.load(tmp_path), tmp_path)
     assert [file.read_bytes() for file in files] == before
     assert len(list((tmp_path / "pictures").iterdir())) == 5
-
-
-# the pictures hold the figures
-
-
-def test_cells_hold_ratios_and_are_hatched_where_these_are_uncertain() -> None:
-    chosen = [
-        item
-        for item in speedups(full_table().rows)
-        if item.case.job == "sweep"
-        and (item.case.mode, item.case.dtype, item.case.layout) == ("forward_train", "bf16", "nchw")
-        and item.rival == "torch"
-    ]
-    (panel,) = speedup_panels(chosen)
-    axes = _axes(panel)
-    batches = [int(label.get_text()) for label in axes.get_yticklabels()]
-    channels = [int(label.get_text()) for label in axes.get_xticklabels()]
-    items = {
-        (item.case.channels, item.case.batch): item
-        for item in chosen
-        if item.case.space == 784 and item.case.fusion == "none"
-    }
-    # a patch of its colour for each cell, and one on it where it is hatched
-    places = [
-        (tuple(round(where + 0.5) for where in patch.get_xy()), bool(patch.get_hatch()))
-        for patch in axes.patches
-        if isinstance(patch, Rectangle)
-    ]
-    cells = {place for place, is_hatched in places if not is_hatched}
-    hatched = {place for place, is_hatched in places if is_hatched}
-    assert len(cells) == len(axes.texts) > 30
-    for text in axes.texts:
-        place = tuple(round(where) for where in text.get_position())
-        item = items[channels[place[0]], batches[place[1]]]
-        assert text.get_text() == f"{item.ratio:.2f}"
-        assert place in cells
-        assert (place in hatched) == (item.outcome == "uncertain")
-    assert 0 < len(hatched) < len(cells)
-
-
-def test_cells_of_the_copys_share_are_marked_where_the_l2_cache_decides() -> None:
-    rows = [
-        row
-        for row in full_table().rows
-        if (row.quantity, row.provider) == ("share of copy", "tritonbn")
-        and (row.mode, row.dtype, row.layout) == ("forward_train", "bf16", "nhwc")
-        and row.fusion == "none"
-        and row.job == "sweep"
-    ]
-    (panel,) = share_panels(rows, 60 * 10**6)
-    texts = [text.get_text() for text in _axes(panel).texts]
-    marked = [text for text in texts if text.endswith("\nL2")]
-    assert 0 < len(marked) < len(texts)
-    (without,) = share_panels(rows, 0)
-    assert not any(text.get_text().endswith("L2") for text in _axes(without).texts)
-    shown = sorted(int(text.split("\n")[0]) for text in texts)
-    expected = {round(100 * (row.value or 0.0)) for row in rows}
-    assert set(shown) <= expected
-
-
-def test_the_curves_hold_the_figures_of_the_rows_and_are_labelled_by_what_ran() -> None:
-    rows = [row for row in full_table().rows if row.job == "sweep"]
-    panel = next(
-        panel
-        for panel in throughput_panels(rows, "channels")
-        if panel.name == "throughput-backward_train-channels-bf16"
-    )
-    axes = _axes(panel)
-    curve = next(line for line in axes.lines if str(line.get_label()).startswith("tritonbn nchw"))
-    expected = {
-        row.channels: row.value
-        for row in rows
-        if (row.mode, row.layout, row.provider) == ("backward_train", "nchw", "tritonbn")
-        and (row.quantity, row.dtype, row.fusion) == ("throughput", "bf16", "none")
-        and (row.batch, row.space) == (32, 784)
-    }
-    assert dict(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == expected
-    labels = axes.get_legend_handles_labels()[1]
-    assert "torch nchw (ATen native)" in labels
-    assert "torch channels_last (ATen native)" in labels
-    assert "tritonbn nhwc (triton)" in labels
 
 
 # the page of a machine without a GPU
