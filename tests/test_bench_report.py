@@ -162,7 +162,7 @@ def test_sections_stand_in_their_order_and_verdicts_lead() -> None:
         *("failures", "cases", "data"),
     ]
     top = full_page().with_suffix(".md").read_text().split("## ")[0]
-    assert "- **WRONG RESULTS: 1 check of tritonbn is red: see failures.**" in top
+    assert "- **WRONG OR FAILED: 1 check of tritonbn is red: see failures.**" in top
     for rival in ("torch (cuDNN, ATen native)", "torch.compile (Inductor)"):
         assert rival in top
     assert NO_SPEED not in top
@@ -209,7 +209,9 @@ def test_redrawing_from_the_file_gives_the_same_page_and_pictures(tmp_path: Path
 
 def test_without_a_gpu_the_page_says_so_first_and_shows_no_throughput() -> None:
     text = page_without_a_gpu().with_suffix(".md").read_text()
-    assert text.splitlines()[2] == "- **WRONG RESULTS: 1 check of tritonbn is red: see failures.**"
+    assert (
+        text.splitlines()[2] == "- **WRONG OR FAILED: 1 check of tritonbn is red: see failures.**"
+    )
     assert text.splitlines()[3] == f"- **{NO_SPEED}**"
     assert "GB/s" not in text
     names = {section.name for section in sections_of(table_without_a_gpu())}

@@ -66,9 +66,10 @@ def test_where_ours_alone_is_missing_an_unfused_chain_has_no_sum() -> None:
     assert layer_totals(_rows("tritonbn unfused"), RESNET50, followed=True) == {}
 
 
-def _step(provider: str, images: float, dtype: str = "fp32") -> Row:
-    case = f"ResNet-50 training step/{dtype}/nchw/N128"
-    return Row("endtoend", "measured", case, provider, "images", unit="images/s", value=images)
+def _step(milliseconds: float, dtype: str = "fp32", batch: int = 128) -> Row:
+    case = f"ResNet-50 training step/{dtype}/nchw/N{batch}"
+    row = Row("endtoend", "measured", case, "torch", "step time", unit="ms", batch=batch)
+    return replace(row, value=milliseconds)
 
 
 def _both() -> list[Row]:
@@ -82,26 +83,32 @@ def _both() -> list[Row]:
 
 
 def test_the_gain_of_a_step_is_what_the_layers_save_of_it() -> None:
-    # 64 images in 1000 ms
-    steps = [_step("torch", 64.0), _step("tritonbn", 128.0), _step("torch", 1.0, "bf16")]
+    steps = [_step(2000.0), _step(1.0, "bf16"), replace(_step(1.0), provider="tritonbn")]
     alone, followed = step_gains([*_both(), *steps])
     assert (alone.network, alone.followed, alone.batch) == ("ResNet-50", False, 64)
     assert (alone.theirs, alone.ours) == (53.0 * 5, 53.0 * 2)
-    assert alone.step == pytest.approx(1000.0)
-    assert alone.projected == pytest.approx(1000 / (1000 - 3 * 53))
-    assert alone.measured == pytest.approx(2.0)
-    # ours with what follows in it was not trained
-    assert followed.followed and followed.measured is None
-    assert followed.projected == pytest.approx(1000 / (1000 - 3 * 118))
+    # of twice as many samples
+    assert (alone.step, alone.step_batch) == (2000.0, 128)
+    assert alone.projected == pytest.approx(2000 / (2000 - 2 * 3 * 53))
+    assert followed.followed
+    assert followed.projected == pytest.approx(2000 / (2000 - 2 * 3 * 118))
+
+
+def test_the_step_of_the_nearest_batch_is_taken_whatever_the_order() -> None:
+    steps = [_step(2000.0), _step(1100.0, batch=64), _step(9000.0, batch=512)]
+    for order in (steps, steps[::-1]):
+        alone, _ = step_gains([*_both(), *order])
+        assert (alone.step, alone.step_batch) == (1100.0, 64)
+        assert alone.projected == pytest.approx(1100 / (1100 - 3 * 53))
 
 
 def test_without_a_step_there_is_no_gain_but_what_is_saved() -> None:
     alone, _ = step_gains(_both())
-    assert (alone.step, alone.projected, alone.measured) == (None, None, None)
+    assert (alone.step, alone.projected) == (None, None)
 
 
 def test_layers_that_save_more_than_a_step_give_no_gain() -> None:
-    alone, _ = step_gains([*_both(), _step("torch", 64e3 / 159)])
+    alone, _ = step_gains([*_both(), _step(2 * 159.0)])
     assert alone.projected is None
 
 

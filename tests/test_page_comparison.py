@@ -128,7 +128,7 @@ def test_what_is_newly_red_leads() -> None:
     row = Row("accuracy", "measured", "a", "tritonbn", "error of y", value=1.0, bound=2.0)
     red = replace(row, value=3.0, status="failed", reason="y: error 3 is above the bound 2")
     sections = comparison_sections(Results(FAKE_GPU, [row]), Results(FAKE_GPU, [red]))
-    assert _words(sections)[:2] == [FAKE_TIMER, "WRONG RESULTS: 1 check is red in B only."]
+    assert _words(sections)[:2] == [FAKE_TIMER, "WRONG OR FAILED: 1 check is red in B only."]
     assert _table(sections, "newly-red").lines[0][-1] == red.reason
     # what was red before is not new
     again = comparison_sections(Results(FAKE_GPU, [red]), Results(FAKE_GPU, [red]))

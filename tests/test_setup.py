@@ -201,7 +201,7 @@ def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_names_its_targets() -> None:
     listed = [line.split()[1] for line in run_make("help").stdout.splitlines()]
-    assert listed == ["help", "bench", "test", "gpu", "lint", "clean"]
+    assert listed == ["help", "bench", "report", "test", "gpu", "lint", "clean"]
 
 
 def test_make_runs_the_checkout_without_an_environment() -> None:

@@ -19,21 +19,23 @@ from .summary import (
     UNFUSED,
     Speedup,
     geomean,
+    has_speed,
     is_fake,
     mean_speedup,
     speedups,
-    times,
-    verdict,
 )
 from .tables import markdown_table
+from .verdict import verdict
 
 __all__ = ["Report", "index_of", "reports_in", "speed_table", "written_between"]
 
-# head and lines while no GPU has measured anything
-NOTHING = (
-    ("speed against cuDNN, ATen and torch.compile", "GPU", "date", "command"),
-    (("not measured yet", "", "", "`make gpu STEP=bench`"),),
-)
+# while no GPU has measured anything
+NOTHING = """| speed against cuDNN, ATen and torch.compile | GPU | date | command |
+| --- | --- | --- | --- |
+| not measured yet |  |  | `make gpu STEP=bench` |
+
+No speed has been measured on a GPU yet: what is said of traffic below is modelled, or counted in
+Triton's interpreter."""
 # bytes that must move from which on memory alone decides
 LARGE = 64 * 10**6
 _FIRST, _LAST = ("nchw", "ncdhw"), ("nhwc", "ndhwc")
@@ -60,7 +62,7 @@ class Report:
     def measured(self) -> bool:
         """Whether it holds times of a GPU."""
         on_gpu = self.results.environment.get("device") == "cuda"
-        return on_gpu and not is_fake(self.results) and bool(times(self.results.rows))
+        return on_gpu and not is_fake(self.results) and has_speed(self.results.rows)
 
 
 def reports_in(folder: Path) -> list[Report]:
@@ -102,21 +104,22 @@ def index_of(reports: Sequence[Report]) -> str:
 
 
 def speed_table(reports: Sequence[Report], folder: str) -> str:
-    """What the newest report that was measured on a GPU says of speed.
+    """What the newest report with a sweep that a GPU measured says of speed.
 
     Args:
         reports: the newest first
         folder: where they lie, as the file that gets the table would link to it
     """
-    newest = next((report for report in reports if report.measured), None)
-    if newest is None:
-        return markdown_table(*NOTHING)
-    rows = newest.results.rows
-    ratios = [item for item in speedups(rows) if item.case.job == "sweep" and item.rival != UNFUSED]
-    rivals = list(dict.fromkeys(_rival(item) for item in ratios))
-    lines = list(_lines(ratios, _shares(rows), rivals))
-    head = ("time of the rival / time of tritonbn", *rivals, "% of a copy's speed")
-    return f"{markdown_table(head, lines)}\n\n{_caption(newest, folder)}"
+    for report in reports:
+        rows = report.results.rows if report.measured else []
+        swept = [item for item in speedups(rows) if item.case.job == "sweep"]
+        ratios = [item for item in swept if item.rival != UNFUSED]
+        rivals = list(dict.fromkeys(_rival(item) for item in ratios))
+        lines = list(_lines(ratios, _shares(rows), rivals))
+        if lines:
+            head = ("time of the rival / time of tritonbn", *rivals, "% of a copy's speed")
+            return f"{markdown_table(head, lines)}\n\n{_caption(report, folder)}"
+    return NOTHING
 
 
 def _rival(item: Speedup) -> str:
@@ -166,7 +169,7 @@ def _parts() -> Iterator[tuple[str, Callable[[Row], bool]]]:
         "training, activation and residual in the kernel",
         lambda row: row.mode.endswith("train") and row.fusion != NONE,
     )
-    yield "inference", lambda row: row.mode.endswith("eval")
+    yield "inference", lambda row: row.mode == "forward_eval"
 
 
 def _mean(chosen: Sequence[Speedup]) -> str | None:
@@ -187,8 +190,8 @@ def _caption(report: Report, folder: str) -> str:
     text = (
         f"Measured on {environment['gpu']}, {report.date}, by `{environment['command']}` "
         f"({versions}): [{report.path.name}]({folder}/{report.path.name}/index.md). Geometric "
-        "means over n cases of the sweep with their 95 % interval; the copy's speed where at least "
-        "64 MB must move."
+        "means over n cases of the sweep, in each column those in which that ran, with the 95 % "
+        "interval of the measurement; the copy's speed where at least 64 MB must move."
     )
     return " ".join([text, *steps])
 

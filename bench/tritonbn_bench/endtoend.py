@@ -27,7 +27,7 @@ from .judge.intervals import log_ratio
 from .judge.rule import RULE
 from .measure import Meter, Timed, in_words, time_together
 from .resnet import ResNet
-from .results import Row
+from .results import STEP_TIME, Row
 from .timer import Samples, Work
 from .training import activation_in
 
@@ -210,8 +210,17 @@ def endtoend_rows(setting: Setting, device: str, meter: Meter | None = None) -> 
     faults: dict[str, str] = {}
     rows: list[Row] = []
     losses = {name: _losses(trainer, faults, name) for name, trainer in trainers.items()}
+    if TORCH in faults:
+        # correctness comes before speed, and there is nothing to hold them against
+        reason = f"torch failed, and nothing else tells right from wrong: {faults[TORCH]}"
+        return [
+            _row(setting, name, IMAGES, status="failed", reason=faults[name])
+            if name in faults
+            else _row(setting, name, IMAGES, status="skipped", reason=reason)
+            for name in WAYS
+        ]
     for name in WAYS:
-        if name not in faults and TORCH not in faults:
+        if name not in faults:
             rows += _agreement(setting, name, losses, faults)
     for name in (CONVERTED, FUSED):
         if name not in faults:
@@ -279,7 +288,7 @@ def _speed(setting: Setting, name: str, timed: Timed, meter: Meter) -> list[Row]
     samples = Samples(timed.times(name), 0.0, timed.cache)
     count = len(samples.device_ms)
     step = replace(
-        _row(setting, name, "step time", unit="ms", cache=timed.cache),
+        _row(setting, name, STEP_TIME, unit="ms", cache=timed.cache),
         value=samples.median,
         low=samples.low,
         high=samples.high,

@@ -18,6 +18,9 @@ Environment = dict[str, str | int | float | bool | None]
 # results of two runs may stand in one table only if these agree
 KEY = ("device", "gpu", "driver", "torch", "cudnn", "triton", "python", "commit")
 
+# variables of ours that change which kernels run, or how they are launched
+PLANS = ("plan", "plan_file", "reserve_sms", "plain_launch")
+
 
 def choose_device(wanted: str = "auto") -> str:
     """The device that kernels will run on: "cuda", or "cpu" by Triton's interpreter.
@@ -52,13 +55,15 @@ def choose_device(wanted: str = "auto") -> str:
 def device_name(environment: Environment) -> str:
     """Where it ran, for a title that begins with the name of what ran."""
     if environment.get("device") == "cuda":
-        return f"on {environment['gpu']}"
-    return "without a GPU, in Triton's interpreter"
+        return f"on {environment.get('gpu') or 'an unknown GPU'}"
+    # without it, torch's own kernels ran on the CPU
+    interpreted = environment.get("triton_interpret") == "1"
+    return "without a GPU, in Triton's interpreter" if interpreted else "without a GPU"
 
 
 def other_plans(first: Environment, second: Environment) -> list[str]:
-    """Names of the entries on pinned plans in which two environments differ."""
-    return [name for name in ("plan", "plan_file") if first.get(name) != second.get(name)]
+    """Names of the entries on plans and launches in which two environments differ."""
+    return [name for name in PLANS if first.get(name) != second.get(name)]
 
 
 def same_machine(first: Environment, second: Environment) -> list[str]:
@@ -98,6 +103,8 @@ def collect(device: str, command: str = "") -> Environment:
         "triton_fp_fusion": os.environ.get("TRITON_DEFAULT_FP_FUSION"),
         "plan": os.environ.get("TRITONBN_PLAN") or None,
         "plan_file": _plan_file(),
+        "reserve_sms": os.environ.get("TRITONBN_RESERVE_SMS") or None,
+        "plain_launch": os.environ.get("TRITONBN_PLAIN_LAUNCH") or None,
     }
     if torch.cuda.is_available():
         found.update(_gpu())

@@ -32,6 +32,7 @@ __all__ = [
     "RATIO",
     "SAVED",
     "SHARE",
+    "STEP_TIME",
     "Results",
     "Row",
     "throughput_row",
@@ -43,6 +44,7 @@ SHARE = "share of copy"
 DROPPED = "dropped rounds"
 PEAK = "peak memory of a call, operands left out"
 SAVED = "saved for backward"
+STEP_TIME = "step time"
 # wall time over device time from which the host sets the pace
 HOST_BOUND = 1.3
 # figures beside others: where one cannot be had, the work need not be done again
@@ -199,7 +201,14 @@ class Results:
             )
         again = {row.key for row in found.rows if row.status != "ok" and row.quantity not in ASIDE}
         kept = [row for row in found.rows if row.key not in again]
-        return cls({**environment, "date": found.environment.get("date")}, kept)
+        # each run of several may have measured other figures
+        commands = f"{found.environment.get('command') or ''}; {environment.get('command') or ''}"
+        merged = {
+            "date": found.environment.get("date"),
+            "command": "; ".join(dict.fromkeys(filter(None, commands.split("; ")))),
+            "dirty": bool(found.environment.get("dirty") or environment.get("dirty")),
+        }
+        return cls({**environment, **merged}, kept)
 
     def save(self, folder: Path) -> Path:
         """Write the JSON, whole or not at all, and return its path."""

@@ -1,4 +1,4 @@
-"""What the rows amount to: verdicts, ratios to rivals, modelled totals. Plain Python."""
+"""What the rows amount to in figures: ratios to rivals, means, modelled totals. Plain Python."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .environment import Environment
-from .fusions import NONE
+from .cases import TRAINING_MODES
 from .judge.intervals import Interval, mean_of
 from .judge.rule import RULE
+from .networks import RESNET50
 from .results import RATIO, Results, Row
 
 __all__ = [
+    "COMPILER",
     "EAGER",
     "FAKE_TIMER",
     "HOST_DIFFERENCE",
+    "IMAGES_PER_SECOND",
     "LARGEST_GAP",
     "NO_SPEED",
     "OURS",
@@ -26,26 +28,29 @@ __all__ = [
     "UNFUSED",
     "WRONG",
     "Speedup",
-    "counted",
     "exit_code",
     "failed",
     "geomean",
+    "has_speed",
     "is_fake",
+    "is_ours",
     "mean_speedup",
+    "of_sweep",
+    "red",
     "speedups",
     "step_bytes",
     "tally",
     "times",
-    "verdict",
 ]
 
 OURS = "tritonbn"
 # our BatchNorm, with torch's operators behind it
 UNFUSED = "tritonbn unfused"
-_OURS = (OURS, UNFUSED)
+COMPILER = "torch.compile"
+IMAGES_PER_SECOND = "images/s"
 # torch's layers, called one by one
 EAGER = ("torch", "torch channels_last")
-WRONG = "WRONG RESULTS:"
+WRONG = "WRONG OR FAILED:"
 NO_SPEED = (
     "No speed was measured: the kernels ran in Triton's interpreter, whose time says nothing "
     "about a GPU."
@@ -60,7 +65,7 @@ LARGEST_GAP = 5e-3
 PEAK_BYTES = "activations and their gradients at once in a step"
 SAVED_BYTES = "saved for backward in a step, parameters left out"
 STEP_LAUNCHES = "launches of BatchNorm and activation in a step (torch: operators)"
-HOST_DIFFERENCE = "tritonbn less torch, forward + backward, minimum"
+HOST_DIFFERENCE = "tritonbn less torch, forward + backward, median of pairs"
 # exit codes of a run
 PASSED, FAILED_ACCURACY = 0, 4
 
@@ -96,12 +101,6 @@ class Speedup:
             return "slower"
         within = -margin <= self.interval.low and self.interval.high <= margin
         return "equal" if within else "uncertain"
-
-    @property
-    def group(self) -> tuple[str, str, str, str, str, str]:
-        """What ratios are averaged over: job, mode, fusion, dtype, layout, rival."""
-        case = self.case
-        return (case.job, case.mode, case.fusion, case.dtype, case.layout, self.rival)
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -178,14 +177,31 @@ def tally(chosen: Iterable[Speedup]) -> tuple[int, int, int]:
     return wins, len(outcomes) - wins - losses, losses
 
 
+def of_sweep(ratios: Sequence[Speedup]) -> list[Speedup]:
+    """Those of the sweep alone where there are any: networks repeat some of its cases, and others
+    stand for many layers."""
+    return [item for item in ratios if item.case.job == "sweep"] or list(ratios)
+
+
 def step_bytes(rows: Iterable[Row], job: str = "traffic") -> dict[tuple[str, str, str, str], float]:
     """Modelled bytes of ResNet-50's BatchNorm layers in a step, by dtype, layout, mode and
-    provider; of the layers alone, or with what follows them if `job` is "fusion"."""
+    provider; of the layers alone, or with what follows them if `job` is "fusion". Of what an
+    interruption left unfinished there is no sum."""
     sums: dict[tuple[str, str, str, str], float] = defaultdict(float)
+    layers: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for row in rows:
         if row.job == job and row.value is not None:
-            sums[(row.dtype, row.layout, row.mode, row.provider)] += row.value * (row.count or 1)
-    return dict(sums)
+            key = (row.dtype, row.layout, row.mode, row.provider)
+            sums[key] += row.value * (row.count or 1)
+            layers[key] += row.count or 1
+    every = sum(layer.count for layer in RESNET50)
+    whole = {key for key, count in layers.items() if count == every}
+    return {
+        key: value
+        for key, value in sums.items()
+        # a step is forward and backward
+        if all((*key[:2], mode, key[3]) in whole for mode in TRAINING_MODES)
+    }
 
 
 def failed(rows: Iterable[Row]) -> list[Row]:
@@ -193,181 +209,31 @@ def failed(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.status != "ok"]
 
 
+def is_ours(provider: str) -> bool:
+    """Whether a provider runs tritonbn: alone, with operators behind it, fused, or compiled."""
+    return provider == OURS or provider.startswith(f"{OURS} ")
+
+
+def red(rows: Iterable[Row]) -> list[Row]:
+    """Checks of tritonbn that failed; where a compiler fails with torch's layers too it is no
+    fault of ours."""
+    lost = [row for row in failed(rows) if row.status == "failed"]
+    uncompiled = {(row.job, row.case) for row in lost if row.provider == COMPILER}
+    return [
+        row
+        for row in lost
+        if is_ours(row.provider)
+        and not (row.provider.endswith(COMPILER) and (row.job, row.case) in uncompiled)
+    ]
+
+
+def has_speed(rows: Iterable[Row]) -> bool:
+    """Whether anything was timed: calls on a device, or whole training steps."""
+    rows = list(rows)
+    steps = (row for row in rows if row.unit == IMAGES_PER_SECOND and row.value is not None)
+    return bool(times(rows)) or any(row.kind == "measured" for row in steps)
+
+
 def exit_code(rows: Sequence[Row]) -> int:
     """0 if every check of tritonbn passed, 4 if one is red; a rival's failure is only listed."""
-    red = any(row.status == "failed" and row.provider in _OURS for row in rows)
-    return FAILED_ACCURACY if red else PASSED
-
-
-def verdict(results: Results) -> list[str]:
-    """The report in a few sentences, what matters most first."""
-    rows = results.rows
-    sentences = [FAKE_TIMER] if is_fake(results) else []
-    red = [row for row in failed(rows) if row.status == "failed" and row.provider in _OURS]
-    if red:
-        sentences.append(f"{WRONG} {counted(len(red), 'check of tritonbn')} red: see failures.")
-    if not times(rows):
-        sentences.append(_no_speed(results.environment))
-    sentences += _speed_sentences(rows)
-    sentences += _step_sentences(rows)
-    sentences += _accuracy_sentences(rows)
-    sentences += _training_sentences(rows)
-    sentences += _host_sentences(rows)
-    sentences += _traffic_sentences(rows, "traffic", "BatchNorm of ResNet-50")
-    sentences += _traffic_sentences(rows, "fusion", "BatchNorm of ResNet-50 with what follows it")
-    sentences += _memory_sentences(rows)
-    wrong = [row for row in failed(rows) if row.job not in ("accuracy", "training")]
-    if wrong:
-        sentences.append(f"{counted(len(wrong), 'figure')} missing: see failures and skips.")
-    return sentences or ["Nothing was compared: no rival was timed beside tritonbn."]
-
-
-def counted(number: int, what: str) -> str:
-    """So many of something, and the verb: `2 checks of tritonbn are`."""
-    first, *rest = what.split(" ", 1)
-    words = " ".join([first if number == 1 else f"{first}s", *rest])
-    return f"{number} {words} {'is' if number == 1 else 'are'}"
-
-
-def _no_speed(environment: Environment) -> str:
-    if environment.get("device") == "cuda":
-        return "No speed was measured in this run."
-    return NO_SPEED
-
-
-def _speed_sentences(rows: Sequence[Row]) -> list[str]:
-    """Against torch's layers, whatever runs in them, against each other rival, and what fusion
-    gains; training before inference."""
-    groups: dict[tuple[bool, bool, str], list[Speedup]] = defaultdict(list)
-    for item in speedups(rows):
-        rival = "torch" if item.rival in EAGER else item.rival
-        infers = not item.case.mode.endswith("train")
-        groups[infers, item.case.fusion != NONE, rival].append(item)
-    return [
-        f"{'Inference' if infers else 'Training'}{', fused with what follows' if fused else ''}: "
-        f"{_in_words(chosen, rival)}"
-        for (infers, fused, rival), chosen in sorted(groups.items())
-    ]
-
-
-def _in_words(chosen: Sequence[Speedup], rival: str) -> str:
-    """What ratios to one rival come to."""
-    mean, low, high = mean_speedup(chosen)
-    ends = "" if low is None else f" ({low:.2f} ... {high:.2f})"
-    backends = ", ".join(dict.fromkeys(item.backend for item in chosen))
-    ratios = [item.ratio for item in chosen]
-    text = (
-        f"{mean:.2f} x{ends} the speed of {rival} ({backends}) in the geometric mean of "
-        f"{len(chosen)} cases, {min(ratios):.2f} to {max(ratios):.2f}"
-    )
-    if low is None:
-        return f"{text}; slower in {sum(ratio < 1 for ratio in ratios)}."
-    wins, ties, losses = tally(chosen)
-    return f"{text}; faster in {wins}, equal or uncertain in {ties}, slower in {losses}."
-
-
-def _step_sentences(rows: Sequence[Row]) -> list[str]:
-    """What training steps of whole networks come to, beside torch's, where they were timed."""
-    ratios = [
-        row
-        for row in rows
-        if row.job == "endtoend" and row.quantity == f"{RATIO}torch" and row.value
-    ]
-    return [
-        f"End to end: a {case.replace('/', ', ')} runs "
-        + ", ".join(f"{_turned(row)} ({row.provider})" for row in chosen)
-        + " as fast as with torch's layers."
-        for case in dict.fromkeys(row.case for row in ratios)
-        for chosen in ([row for row in ratios if row.case == case],)
-    ]
-
-
-def _turned(row: Row) -> str:
-    """A ratio of our time to a rival's as the rival's to ours, with its interval."""
-    text = f"{1 / row.value:.2f} x" if row.value else "-"
-    return f"{text} [{1 / row.high:.2f} ... {1 / row.low:.2f}]" if row.low and row.high else text
-
-
-def _accuracy_sentences(rows: Sequence[Row]) -> list[str]:
-    ours = [row for row in rows if row.job == "accuracy" and row.provider == OURS]
-    if not ours:
-        return []
-    good = [row for row in ours if row.status == "ok"]
-    shares = [(row.value / row.bound, row) for row in good if row.value is not None and row.bound]
-    sentence = f"Accuracy: {len(good)} of {len(ours)} results keep the bound"
-    if shares:
-        share, worst = max(shares, key=lambda pair: pair[0])
-        sentence += (
-            f"; the nearest to it reaches {share:.0%} ({worst.quantity}, {worst.dtype}, "
-            f"{worst.layout}, {worst.data})"
-        )
-    return [f"{sentence}."]
-
-
-def _training_sentences(rows: Sequence[Row]) -> list[str]:
-    training = [row for row in rows if row.job == "training"]
-    gaps = [row for row in training if row.quantity == "largest loss gap"]
-    if not gaps:
-        return []
-    if any(row.value is None for row in gaps):
-        reason = next(row.reason for row in gaps if row.value is None)
-        return [f"Training: not compared ({reason})."]
-    steps = 1 + max(row.step for row in training if row.step is not None)
-    outcome = "agree" if all(row.status == "ok" for row in gaps) else "DISAGREE"
-    largest = max(row.value or 0.0 for row in gaps)
-    launches = _side_by_side(training, STEP_LAUNCHES, 1.0, "")
-    saved = _side_by_side(training, SAVED_BYTES, 1e6, " MB")
-    return [
-        f"Training: SimpleCNN with torch's layers, ours, and ours with the activations in them "
-        f"{outcome} over {steps} steps on digits; largest loss gap {largest:.2g}, allowed "
-        f"{gaps[0].bound:g}.",
-        f"A step of it launches for BatchNorm and activation {launches}, and keeps for its "
-        f"backward pass {saved}.",
-    ]
-
-
-def _side_by_side(rows: Sequence[Row], quantity: str, scale: float, unit: str) -> str:
-    """A figure of every provider, in the order of the rows."""
-    return ", ".join(
-        f"{(row.value or 0.0) / scale:.4g}{unit} ({row.provider})"
-        for row in rows
-        if row.quantity == quantity
-    )
-
-
-def _host_sentences(rows: Sequence[Row]) -> list[str]:
-    return [
-        f"Host cost: forward + backward of a tiny layer takes {abs(row.value):.1f} us "
-        f"{'more' if row.value > 0 else 'less'} than torch's on the CPU, kernels launched into a "
-        "driver that does nothing."
-        for row in rows
-        if row.quantity == HOST_DIFFERENCE and row.value is not None
-    ]
-
-
-def _memory_sentences(rows: Sequence[Row]) -> list[str]:
-    saved = [row for row in rows if row.job == "memory" and row.quantity == SAVED_BYTES]
-    return [
-        f"Memory computed by accounting: a training step of ResNet-50, N = {chosen[0].batch}, "
-        f"{chosen[0].dtype}, {data}, keeps for its backward pass "
-        + ", ".join(f"{(row.value or 0.0) / 1e9:.2f} GB ({row.backend})" for row in chosen)
-        + "."
-        for data in dict.fromkeys(row.data for row in saved)
-        for chosen in ([row for row in saved if row.data == data],)
-    ]
-
-
-def _traffic_sentences(rows: Sequence[Row], job: str, what: str) -> list[str]:
-    """Of the smallest dtype alone: the others move as many times more."""
-    moved = step_bytes(rows, job)
-    shown = min((key[0] for key in moved), key=("bf16", "fp16", "fp32", "fp64").index, default="")
-    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (dtype, layout, _, provider), value in moved.items():
-        if dtype == shown:
-            sums[layout][provider] += value / 1e9
-    return [
-        f"Traffic by formula, not measured: {what} in {shown}, {layout} moves "
-        + ", ".join(f"{value:.2f} GB ({provider})" for provider, value in providers.items())
-        + " in a training step."
-        for layout, providers in sums.items()
-    ]
+    return FAILED_ACCURACY if red(rows) else PASSED

@@ -11,14 +11,13 @@ from typing import NamedTuple
 from .cases import TRAINING_MODES
 from .fusions import NONE
 from .networks import NETWORKS, Layer
-from .results import Row
+from .results import STEP_TIME, Row
 from .summary import EAGER, OURS, UNFUSED, times
 
 __all__ = ["Gain", "Group", "layer_totals", "step_gains"]
 
 # jobs that time the layers of networks, and those that they time all layers of
 NETWORK_JOBS = {"resnet50": ("resnet50",), "networks": tuple(NETWORKS)}
-IMAGES_PER_SECOND = "images/s"
 
 
 class Group(NamedTuple):
@@ -71,8 +70,8 @@ class Gain:
         dtype, layout, batch: of the layers that were timed
         rival: provider that is compared with
         theirs, ours: ms of all layers in a step
-        step: ms of the rival's whole step for as many samples, where one was timed
-        measured: the rival's whole step over that with ours, where both were timed
+        step: ms of the rival's whole step, where one was timed
+        step_batch: samples of that step
     """
 
     network: str
@@ -84,13 +83,16 @@ class Gain:
     theirs: float
     ours: float
     step: float | None = None
-    measured: float | None = None
+    step_batch: int | None = None
 
     @property
     def projected(self) -> float | None:
-        """The rival's step over one that is shorter by what the layers save."""
-        saved = self.theirs - self.ours
-        return self.step / (self.step - saved) if self.step and self.step > saved else None
+        """The rival's step over one that is shorter by what the layers save, which is taken to
+        grow with the batch."""
+        if not (self.step and self.step_batch and self.batch):
+            return None
+        saved = (self.theirs - self.ours) * self.step_batch / self.batch
+        return self.step / (self.step - saved) if self.step > saved else None
 
 
 def step_gains(rows: Sequence[Row]) -> list[Gain]:
@@ -133,17 +135,19 @@ def _gains(network: str, sums: dict[Group, float], *, followed: bool) -> Iterato
 
 
 def _with_step(gain: Gain, rows: Iterable[Row]) -> Gain:
-    """The same with the whole steps that were timed in its dtype and layout."""
+    """The same with the whole step that was timed in its dtype and layout, at its batch size or
+    the nearest."""
     case = f"{gain.network} training step/{gain.dtype}/{gain.layout}/"
-    speeds = {
-        row.provider: row.value
+    steps = [
+        row
         for row in rows
-        if row.job == "endtoend"
-        and row.unit == IMAGES_PER_SECOND
+        if (row.job, row.quantity, row.provider) == ("endtoend", STEP_TIME, "torch")
         and row.value
+        and row.batch
         and row.case.startswith(case)
-    }
-    theirs, ours = speeds.get("torch"), speeds.get(f"{OURS} fused" if gain.followed else OURS)
-    if not theirs or not gain.batch:
+    ]
+    if not steps or not gain.batch:
         return gain
-    return replace(gain, step=1e3 * gain.batch / theirs, measured=ours / theirs if ours else None)
+    here = math.log(gain.batch)
+    nearest = min(steps, key=lambda row: abs(math.log(row.batch or 1) - here))
+    return replace(gain, step=nearest.value, step_batch=nearest.batch)

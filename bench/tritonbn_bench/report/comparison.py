@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..environment import device_name, other_plans, same_machine
+from ..fusions import FUSIONS
 from ..judge.decision import decide
 from ..judge.intervals import Interval, mean_of
 from ..judge.rule import RULE
 from ..judge.verdicts import Verdict
-from ..results import PEAK, RATIO, SAVED, SHARE, Results, Row
-from ..summary import FAKE_TIMER, OURS, UNFUSED, WRONG, counted, failed, is_fake, times
+from ..results import PEAK, RATIO, SAVED, SHARE, STEP_TIME, Results, Row
+from ..summary import FAKE_TIMER, OURS, WRONG, is_fake, is_ours, red, times
+from ..verdict import counted
 from .blocks import Block, Draft, Section, Table, Words
 from .canvas import MODES
 from .step_pictures import ratio_panel
@@ -77,11 +79,11 @@ def comparison_sections(first: Results, second: Results) -> list[Section]:
     warnings = _warnings(first, second)
     draft = Draft(Results(second.environment, [*first.rows, *second.rows]))
     found, alone = changes(first, second)
-    red = _newly_red(first, second)
+    newly = _newly_red(first, second)
     sections = [
-        Section("verdict", "Verdict", tuple(_verdict(found, red, warnings, draft.fake))),
+        Section("verdict", "Verdict", tuple(_verdict(found, newly, warnings, draft.fake))),
         _cases(draft, found, "slower", Verdict.REGRESSION),
-        Section("red", "Newly red", (red,) if red else ()),
+        Section("red", "Newly red", (newly,) if newly else ()),
         _totals(draft, found),
         _cases(draft, found, "faster", Verdict.IMPROVED),
         _cases(draft, found, "uncertain", Verdict.INCONCLUSIVE),
@@ -126,53 +128,71 @@ def changes(first: Results, second: Results) -> tuple[list[Change], list[tuple[s
     """Cases of tritonbn in both, and case and report of those in one alone."""
     before, after = _ours(first), _ours(second)
     ratios = [_references(one) for one in (first, second)]
-    found = []
+    found, alone = [], []
     for key, row in after.items():
         shared = [by for by in ratios[1].get(key, {}) if by in ratios[0].get(key, {})]
         if key in before and shared:
             by = shared[0]
             interval = ratios[1][key][by].less(ratios[0][key][by])
             found.append(Change(before[key], row, by, interval))
-    alone = [(key[1], "A") for key in before if key not in after]
+        elif key in before:
+            alone.append((key[1], "both, with no copy or rival beside it in both"))
+    alone += [(key[1], "A") for key in before if key not in after]
     alone += [(key[1], "B") for key in after if key not in before]
     return found, alone
 
 
 def _ours(results: Results) -> dict[tuple[str, str], Row]:
-    return {
+    """Times of tritonbn by job and case: of calls, and of whole steps in each way of ours."""
+    found = {
         (job, case): row
         for (job, case, provider), row in times(results.rows).items()
         if provider == OURS
     }
+    for row in results.rows:
+        if (
+            row.job == "endtoend"
+            and row.quantity == STEP_TIME
+            and row.value
+            and is_ours(row.provider)
+        ):
+            named = replace(row, case=f"{row.case}, {row.provider}")
+            found[row.job, named.case] = named
+    return found
 
 
 def _references(results: Results) -> dict[tuple[str, str], dict[str, Interval]]:
     """For each case what tritonbn was timed against, the copy first: log of its time over that."""
     found: dict[tuple[str, str], dict[str, Interval]] = {}
     for row in sorted(results.rows, key=lambda row: row.quantity != SHARE):
-        if row.provider != OURS or not (row.value and row.low and row.high):
+        step = row.job == "endtoend" and is_ours(row.provider)
+        if not (row.provider == OURS or step) or not (row.value and row.low and row.high):
             continue
         value, low, high = (math.log(end) for end in (row.value, row.low, row.high))
         if row.quantity == SHARE:
             interval, by = Interval(-value, -high, -low), "copy"
-        elif row.quantity.startswith(RATIO) and row.job != "endtoend":
+        elif row.quantity.startswith(RATIO):
             interval, by = Interval(value, low, high), row.quantity.removeprefix(RATIO)
         else:
             continue
-        found.setdefault((row.job, row.case), {})[by] = interval
+        case = f"{row.case}, {row.provider}" if step else row.case
+        found.setdefault((row.job, case), {})[by] = interval
     return found
 
 
 def _verdict(
-    found: Sequence[Change], red: Table | None, warnings: Sequence[str], fake: bool
+    found: Sequence[Change], newly: Table | None, warnings: Sequence[str], fake: bool
 ) -> Iterable[Words]:
     if fake:
         yield Words(FAKE_TIMER, loud=True)
-    if red:
-        yield Words(f"{WRONG} {counted(len(red.lines), 'check')} red in B only.", loud=True)
+    if newly:
+        yield Words(f"{WRONG} {counted(len(newly.lines), 'check')} red in B only.", loud=True)
     count = {verdict: [item.verdict for item in found].count(verdict) for verdict in _WORDS}
     if not found:
-        yield Words("No case was timed in both reports: no speed is compared.", loud=True)
+        yield Words(
+            "No speed is compared: no case was timed in both reports beside a copy or a rival.",
+            loud=True,
+        )
     else:
         first = (
             f"SLOWER: {count[Verdict.REGRESSION]} of {len(found)} cases of tritonbn are slower in B"
@@ -222,12 +242,16 @@ def _cases(draft: Draft, found: Sequence[Change], name: str, verdict: Verdict) -
 
 
 def _totals(draft: Draft, found: Sequence[Change]) -> Section:
-    groups: dict[tuple[str, str, str], list[Change]] = {}
+    groups: dict[tuple[str, str, str, str], list[Change]] = {}
     for item in found:
-        groups.setdefault((item.after.mode, item.after.dtype, item.after.layout), []).append(item)
+        row = item.after
+        # whole steps stand for themselves, each in a line
+        if row.mode in MODES:
+            fused = FUSIONS[row.fusion].words
+            groups.setdefault((row.mode, row.dtype, row.layout, fused), []).append(item)
     if not groups:
         return Section("totals", "Totals", ())
-    rows = [row for item in found for row in (item.before, item.after)]
+    rows = [row for part in groups.values() for item in part for row in (item.before, item.after)]
     means = {key: mean_of([item.interval for item in part]) for key, part in groups.items()}
     lines = [
         (
@@ -239,11 +263,11 @@ def _totals(draft: Draft, found: Sequence[Change]) -> Section:
         )
         for key in sorted(groups)
     ]
-    head = ("mode", "dtype", "layout", "B / A", "low", "high", "verdict", "cases")
+    head = ("mode", "dtype", "layout", "followed by", "B / A", "low", "high", "verdict", "cases")
     panels = []
     for mode in MODES:
         bars = [
-            (f"{key[1]}, {key[2]}", *means[key].as_ratio())
+            (", ".join((*key[1:3], *key[3:] * (key[3] != "nothing"))), *means[key].as_ratio())
             for key in sorted(groups)
             if key[0] == mode
         ]
@@ -264,13 +288,11 @@ def _totals(draft: Draft, found: Sequence[Change]) -> Section:
 
 
 def _newly_red(first: Results, second: Results) -> Table | None:
-    known = {(row.key, row.quantity) for row in failed(first.rows) if row.status == "failed"}
+    known = {(row.key, row.quantity) for row in red(first.rows)}
     lines = tuple(
         (row.job, f"{row.case} {row.data}".strip(), row.provider, row.reason)
-        for row in failed(second.rows)
-        if row.status == "failed"
-        and (row.key, row.quantity) not in known
-        and row.provider in (OURS, UNFUSED)
+        for row in red(second.rows)
+        if (row.key, row.quantity) not in known
     )
     head = ("job", "case", "provider", "reason")
     return Table("newly-red", "Red in B and not in A", "", head, lines) if lines else None
@@ -313,7 +335,7 @@ def _figure(row: Row) -> tuple[str, ...]:
 
 def _alone(alone: Sequence[tuple[str, str]]) -> Section:
     lines = tuple(alone)
-    table = Table("alone", "Timed in one report only", "", ("case", "report"), lines, folded=True)
+    table = Table("alone", "Not compared", "", ("case", "timed in"), lines, folded=True)
     return Section("alone", "Not compared", (table,) if lines else ())
 
 

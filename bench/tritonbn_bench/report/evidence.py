@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..fusions import FUSIONS, NONE
-from ..results import Row
+from ..results import RATIO, Row
 from ..summary import HOST_DIFFERENCE, OURS, UNFUSED
 from .accuracy_tables import error_lines, every_error
 from .blocks import Block, Draft, Section, Words
-from .canvas import BLUE, GREEN, SKY, VERMILION
+from .canvas import BLUE, GREEN, GREY, SKY, VERMILION
 from .step_pictures import (
     accuracy_panels,
     bar_panel,
@@ -90,14 +90,22 @@ def _end_to_end(draft: Draft) -> Section:
                 row.provider: row for row in rows if (row.case, row.quantity) == (case, quantity)
             }
             first = next(iter(found.values()))
-            scale, unit = (1e9, "GB") if first.unit == "bytes" else (1.0, first.unit)
             values = [found[name].value if name in found else None for name in providers]
-            label = quantity if unit == "1" else f"{quantity}, {unit}"
-            figures = [None if value is None else value / scale for value in values]
+            label, figures = _as_read(first, values)
             lines.append((case, label, *figures, first.bound))
         head = ("case", "quantity", *providers, "allowed")
         blocks.append(draft.table(rows, "endtoend-table", "Figures of the steps", head, lines))
     return Section("endtoend", "End to end", tuple(blocks))
+
+
+def _as_read(first: Row, values: Sequence[float | None]) -> tuple[str, list[float | None]]:
+    """A quantity and its figures in the unit and the direction in which they are read."""
+    if first.quantity.startswith(RATIO):
+        rival = first.quantity.removeprefix(RATIO)
+        return f"speed / that of {rival}", [1 / value if value else None for value in values]
+    scale, unit = (1e9, "GB") if first.unit == "bytes" else (1.0, first.unit)
+    label = first.quantity if unit == "1" else f"{first.quantity}, {unit}"
+    return label, [None if value is None else value / scale for value in values]
 
 
 def _accuracy(draft: Draft) -> Section:
@@ -219,7 +227,8 @@ def _host(draft: Draft) -> Section:
         bars = [
             (row.quantity.removesuffix(", minimum"), row.value or 0.0, None, None) for row in least
         ]
-        shades = [BLUE if row.provider == "torch" else VERMILION for row in least]
+        colours = {"torch": BLUE, OURS: VERMILION}
+        shades = [colours.get(row.provider, GREY) for row in least]
         note = (
             f"What the CPU spends per call of {rows[0].case}: Triton's own launcher, a CUDA "
             "library that does nothing, and torch's layer on the CPU in the same process, taking "

@@ -64,22 +64,23 @@ def _gains(draft: Draft) -> Iterator[Table]:
         return
     head = (
         *("network", "layers with", "dtype", "layout", "N", "torch, ms", "tritonbn, ms"),
-        *("saved, ms", "step, ms", "projected gain", "measured gain"),
+        *("saved, ms", "step at N", "torch's step, ms", "projected gain"),
     )
     lines = tuple(
         (
             gain.network,
             "what follows them" if gain.followed else "nothing",
             *(gain.dtype, gain.layout, gain.batch, gain.theirs, gain.ours),
-            *(gain.theirs - gain.ours, gain.step, gain.projected, gain.measured),
+            *(gain.theirs - gain.ours, gain.step_batch, gain.step, gain.projected),
         )
         for gain in gains
     )
     note = (
         "All BatchNorm layers forward + backward, from the measured time of each shape, by torch's "
         "layers and by ours. Where whole steps of the network were timed (end to end): torch's "
-        "step for N samples; the gain if nothing but that were saved; and the gain that was "
-        "measured."
+        "step, and its gain if the layers saved that much of it and nothing else changed, in "
+        "proportion to the batch. The layers were timed with the caches said above, which a step "
+        "does not have; what a step really gains stands under end to end."
     )
     kind = FAKE if draft.fake else "modelled"
     title = "Projected gain of a training step"

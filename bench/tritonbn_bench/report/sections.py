@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..environment import device_name
 from ..results import COLUMNS, HOST_BOUND, Results
-from ..summary import FAKE_TIMER, NO_SPEED, WRONG, failed, times, verdict
+from ..summary import FAKE_TIMER, NO_SPEED, WRONG, failed, times
+from ..verdict import verdict
 from .blocks import Draft, Picture, Section, Table, Words
 from .evidence import evidence_sections
 from .kernels import plans_section, resources_section
@@ -35,6 +36,9 @@ _ENVIRONMENT = {
     "triton_fp_fusion": "TRITON_DEFAULT_FP_FUSION",
     "plan": "TRITONBN_PLAN",
     "plan_file": "plan file",
+    "reserve_sms": "TRITONBN_RESERVE_SMS",
+    "plain_launch": "TRITONBN_PLAIN_LAUNCH",
+    "quick": "fewer cases (--quick)",
     "python": "Python",
     "system": "system",
     "cpu": "CPU",
@@ -165,6 +169,6 @@ def _columns() -> Section:
     note = (
         "results.json is the truth (schema, environment, rows), results.csv the same rows with the "
         "versions repeated; `tritonbn-bench report DIR` draws this page from them without "
-        "measuring anything."
+        "measuring anything. The copy inside the page is rounded to six digits."
     )
     return Section("data", "Data", (Words(note), table))

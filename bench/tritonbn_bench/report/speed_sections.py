@@ -12,6 +12,7 @@ from ..summary import (
     OURS,
     UNFUSED,
     Speedup,
+    of_sweep,
     speedups,
     tally,
     times,
@@ -53,6 +54,7 @@ def speed_sections(draft: Draft) -> Iterator[Section]:
 
 
 def _overview(draft: Draft, ratios: Sequence[Speedup]) -> Section:
+    ratios = of_sweep(ratios)
     rows = draft.used(ratios)
     head = (
         *("mode", "followed by", "dtype", "layout", "rival", "ran"),
@@ -63,9 +65,10 @@ def _overview(draft: Draft, ratios: Sequence[Speedup]) -> Section:
     blocks: list[Block] = [
         Words(
             "Ratio = time of the rival / time of tritonbn, above 1 tritonbn is faster. Both were "
-            "timed in the same rounds; the interval is a bootstrap over rounds. A tie is a case "
-            "whose interval does not lie beyond the margin of 3 % on either side: equal, or "
-            "uncertain."
+            "timed in the same rounds; the interval is a bootstrap over rounds: how well these "
+            "cases were measured, not how other shapes would do. A tie is a case whose interval "
+            "does not lie beyond the margin of 3 % on either side: equal, or uncertain. Where the "
+            "sweep was measured, this section is of the sweep alone."
         ),
         draft.table(
             rows,

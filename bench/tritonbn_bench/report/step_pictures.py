@@ -159,19 +159,18 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
 def traffic_panels(rows: Sequence[Row], job: str) -> list[Panel]:
     """Bytes of all layers in a training step, a panel for each dtype and layout."""
     moved = step_bytes(rows, job)
-    kinds = list(dict.fromkeys((row.dtype, row.layout) for row in rows))
-    providers = list(dict.fromkeys(row.provider for row in rows))
-    highest = max(
-        sum(value for key, value in moved.items() if (*key[:2], key[3]) == (*kind, provider)) / 1e9
-        for kind in kinds
-        for provider in providers
-    )
+    kinds = list(dict.fromkeys((dtype, layout) for dtype, layout, _, _ in moved))
+    steps: dict[tuple[str, ...], float] = {}
+    for (*kind, _, provider), value in moved.items():
+        steps[(*kind, provider)] = steps.get((*kind, provider), 0.0) + value / 1e9
+    highest = max(steps.values(), default=0.0)
 
     def drawer(kind: tuple[str, str]) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
+            providers = [name for *place, name in steps if tuple(place) == kind]
             bottoms = [0.0] * len(providers)
             for mode, colour in (("forward_train", SKY), ("backward_train", ORANGE)):
-                sums = [moved.get((*kind, mode, provider), 0.0) / 1e9 for provider in providers]
+                sums = [moved[(*kind, mode, provider)] / 1e9 for provider in providers]
                 names = [name.replace(" ", "\n") for name in providers]
                 axes.bar(names, sums, 0.6, bottom=bottoms, color=colour, label=MODES[mode])
                 bottoms = [bottom + value for bottom, value in zip(bottoms, sums, strict=True)]

@@ -148,7 +148,7 @@ def _compare(first: Results, second: Results, folder: Path) -> None:
 def publish(results: Results, folder: Path) -> None:
     """Write the report if the extras are there, then print its verdict and its path."""
     from ..results import Results as Table
-    from ..summary import verdict
+    from ..verdict import verdict
 
     absent = absent_extras()
     if not absent:
