@@ -9,7 +9,8 @@ from pathlib import Path
 
 from steps import NOT_RUN, UNFINISHED, Outcome, last_line, remembered, run
 
-# tools of compute-sanitizer, with options of each. torch probes the driver by calls that fail
+# tools of compute-sanitizer, with options of each. torch probes the driver by calls that fail.
+# racecheck also reports what Triton makes of a reduction: see triton-lang/triton#7264
 SANITIZERS: dict[str, tuple[str, ...]] = {
     "memcheck": ("--padding", "256", "--report-api-errors", "no"),
     "racecheck": (),

@@ -127,7 +127,7 @@ SWEEP = [
     *sweep_rows("slow", 0.3, {"torch": 0.5}),
     *sweep_rows("slower", 0.2, {"torch": 0.5}),
     # loses to one of its rivals
-    *sweep_rows("beaten", 0.8, {"torch": 0.5, "torch.compile": 1.5}),
+    *sweep_rows("beaten", 0.8, {"torch": 0.4, "torch.compile": 1.5}),
     # beaten by ourselves alone
     *sweep_rows("unfused", 0.7, {"torch": 0.5, "tritonbn unfused": 2.0}),
     *sweep_rows("small", 0.01, {"torch": 3.0}, floor_bytes=SMALLEST - 1),

@@ -77,55 +77,53 @@ class _Family:
 
 
 _EVAL_KERNELS = {"forward_eval": ("normalize",), "backward_eval": ("normalize", "gradients")}
-_THREE = {"resident": 1, "splits": 3}
+# several warps, without which a reduction passes nothing through shared memory
+_WARPS = {"num_warps": 4}
+_THREE = {**_WARPS, "resident": 1, "splits": 3}
 _ROWS = ("rows_forward", "rows_backward")
-_FUSED = {"resident": 0, "fused": 1, "block_c": 4, "block_v": 128}
-_SPLIT = {"resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 32}
+_FUSED = {**_WARPS, "resident": 0, "fused": 1, "block_c": 4, "block_v": 128}
+_SPLIT = {**_WARPS, "resident": 0, "fused": 0, "splits": 3, "block_c": 4, "block_v": 32}
 _TWO_READ = ("statistics", "gradients")
 _TWO_LAUNCHES = ("statistics", "normalize", "gradients", "input_gradient")
+_IMAGES = {**_THREE, "block_c": 16, "block_n": 2}
+_PIXELS = {**_THREE, "block_c": 16, "block_n": 64}
 # channels no multiple of a block, fewer programs than items, tiles that are partial
 _FAMILIES = (
     _Family(
         "planes",
         "nchw",
-        (7, 3, 4, 8),
-        {**_THREE, "block_c": 2, "block_v": 8, "programs": 4},
+        (9, 3, 16, 28),
+        {**_THREE, "block_c": 2, "block_v": 128, "programs": 4},
         ("resident_forward", "resident_backward"),
     ),
+    _Family("narrow planes", "nchw", (25, 24, 7, 7), {**_IMAGES, "programs": 5}, _ROWS),
+    _Family("rows", "nhwc", (9, 24, 9, 7), {**_PIXELS, "programs": 5}, _ROWS),
     _Family(
-        "narrow planes",
-        "ncl",
-        (25, 24, 3),
-        {**_THREE, "block_c": 16, "block_n": 8, "programs": 5},
-        _ROWS,
-    ),
-    _Family(
-        "rows",
-        "nhwc",
-        (7, 16, 3, 4),
-        {**_THREE, "block_c": 8, "block_n": 16, "programs": 5},
+        "hybrid of narrow planes",
+        "nchw",
+        (25, 24, 7, 7),
+        {**_IMAGES, "pieces": 2, "stream": 2, "programs": 3},
         _ROWS,
     ),
     _Family(
         "hybrid of rows",
         "nhwc",
-        (5, 16, 4, 4),
-        {**_THREE, "block_c": 16, "block_n": 8, "pieces": 2, "stream": 1, "programs": 3},
-        _ROWS,
-    ),
-    _Family(
-        "hybrid of narrow planes",
-        "nchw",
-        (25, 8, 7, 7),
-        {**_THREE, "block_n": 2, "pieces": 2, "stream": 1, "programs": 3},
+        (13, 24, 9, 7),
+        {**_PIXELS, "pieces": 2, "stream": 2, "programs": 3},
         _ROWS,
     ),
     _Family("two reads, one launch, planes", "nchw", (6, 5, 7, 9), _FUSED, _TWO_READ),
     _Family(
-        "two reads, one launch, rows", "nhwc", (6, 24, 3, 7), {**_FUSED, "block_c": 16}, _TWO_READ
+        "two reads, one launch, rows", "nhwc", (9, 24, 9, 7), {**_FUSED, "block_c": 16}, _TWO_READ
     ),
     _Family("two reads, two launches, planes", "nchw", (6, 5, 8, 8), _SPLIT, _TWO_LAUNCHES),
-    _Family("two reads, two launches, rows", "nhwc", (6, 5, 3, 7), _SPLIT, _TWO_LAUNCHES),
+    _Family(
+        "two reads, two launches, rows",
+        "nhwc",
+        (9, 24, 9, 7),
+        {**_SPLIT, "block_c": 16, "block_v": 64},
+        _TWO_LAUNCHES,
+    ),
 )
 # add_relu keeps a mask; dtypes change places, so that each family has both, and both of each
 _TRAINING = (("fp32", "none"), ("bf16", "add_relu"))
