@@ -94,6 +94,12 @@ def test_call_without_a_kernel_is_an_error(install: Install) -> None:
         count(CASE, "torch")
 
 
+def test_csv_without_a_figure_is_an_error(install: Install) -> None:
+    install(ncu_csv(("statistics_kernel", {})))
+    with pytest.raises(RuntimeError, match="has none of gpu__time_duration"):
+        count(CASE, "torch")
+
+
 def _page(folder: Path) -> str:
     return (folder / "counters.md").read_text()
 

@@ -99,6 +99,8 @@ def count(identifier: str, provider: str) -> Counted:
     kernels = tuple(kernels_of(text.splitlines()))
     if not kernels:
         raise RuntimeError(_last(said) or "ncu saw no kernel")
+    if not any(kernel.figures for kernel in kernels):
+        raise RuntimeError(f"ncu's CSV has none of {', '.join(METRICS.values())}")
     backends = [line.removeprefix(BACKEND) for line in said if line.startswith(BACKEND)]
     return Counted(backends[-1] if backends else "", kernels)
 
