@@ -1,6 +1,7 @@
 """Claims about counting: what ncu is asked, what is profiled, what is written, what stops it."""
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -19,6 +20,7 @@ from tests.standins import (
     Calls,
     install_ncu,
     ncu_csv,
+    put_on_path,
     sweep_rows,
 )
 from tritonbn_bench.cases import Case
@@ -92,6 +94,21 @@ def test_call_without_a_kernel_is_an_error(install: Install) -> None:
     install("==WARNING== No kernels were profiled.\n", said="")
     with pytest.raises(RuntimeError, match="No kernels were profiled"):
         count(CASE, "torch")
+
+
+def test_call_that_takes_too_long_ends_with_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = tmp_path / "beats"
+    program = f"while :; do echo x >> {beats}; sleep 0.05; done"
+    body = f"import subprocess\nsubprocess.run(['sh', '-c', {program!r}])\n"
+    put_on_path(tmp_path / "bin", "ncu", body, monkeypatch)
+    with pytest.raises(RuntimeError, match="took longer than 2 s"):
+        count(CASE, "torch", 2.0)
+    before = beats.stat().st_size
+    assert before > 0
+    time.sleep(0.5)
+    assert beats.stat().st_size == before
 
 
 def test_csv_without_a_figure_is_an_error(install: Install) -> None:
@@ -171,6 +188,24 @@ def test_call_without_time_is_left_for_the_next_run(
     assert command.main([CASE, "--out", str(tmp_path), "--minutes", "1e-9"]) == 0
     assert calls() == []
     assert "go on with --resume" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("gpu")
+def test_call_that_time_cut_short_is_left_for_the_next_run(
+    install: Install,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def cut(case: str, provider: str, seconds: float) -> None:
+        time.sleep(0.1)
+        raise RuntimeError(f"took longer than {seconds:.0f} s")
+
+    install(TWO_KERNELS)
+    monkeypatch.setattr(command, "count", cut)
+    assert command.main([CASE, "--out", str(tmp_path), "--minutes", "0.001"]) == 0
+    assert "go on with --resume" in capsys.readouterr().out
+    assert load(tmp_path)[1] == []
 
 
 @pytest.mark.usefixtures("gpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import shutil
 import sys
@@ -18,13 +19,15 @@ from ..plan_table import device_of
 from ..results import Results
 from ..summary import OURS
 from .choice import FIXED, SMALLEST, case_of, worst
-from .ncu import NotPossibleError, count
+from .ncu import SECONDS, NotPossibleError, count
 from .record import Record, expected_of_case, load, save
 from .table import as_markdown
 
 __all__ = ["main"]
 
 DONE, FAILED, NOT_POSSIBLE = 0, 1, 2
+# seconds that the call under way has when time is over
+GRACE = 30.0
 PROGRAM = "python -m tritonbn_bench.counters"
 
 
@@ -60,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("out/counters"), metavar="DIR")
     parser.add_argument("--resume", action="store_true", help="keep what DIR has counted already")
-    parser.add_argument("--minutes", type=float, help="start no call after so long")
+    parser.add_argument(
+        "--minutes", type=float, help=f"start no call after so long, and end {GRACE:.0f} s later"
+    )
     return parser
 
 
@@ -103,10 +108,15 @@ def _count_all(chosen: argparse.Namespace, cases: Sequence[Case], command: str) 
         for provider in (OURS, "torch channels_last" if "hwc" in case.layout else "torch")
         if (case.id, provider) not in records
     ]
-    started = time.monotonic()
-    while left and not (chosen.minutes and time.monotonic() - started > 60 * chosen.minutes):
+    end = time.monotonic() + (60 * chosen.minutes if chosen.minutes else math.inf)
+    while left and time.monotonic() < end:
         case, provider = left.pop(0)
-        record = _counted(case, provider, device)
+        seconds = min(SECONDS, end + GRACE - time.monotonic())
+        record = _counted(case, provider, device, seconds)
+        if record.reason and time.monotonic() >= end:
+            # cut short, which says nothing of the call
+            left.insert(0, (case, provider))
+            break
         records[case.id, provider] = record
         print(f"{case.id} | {provider} | {record.reason or 'counted'}", flush=True)
         save(chosen.out, environment, records.values())
@@ -117,11 +127,11 @@ def _count_all(chosen: argparse.Namespace, cases: Sequence[Case], command: str) 
     return FAILED if any(record.reason for record in records.values()) else DONE
 
 
-def _counted(case: Case, provider: str, device: Device) -> Record:
-    """What ncu counts of a call, or why it does not."""
+def _counted(case: Case, provider: str, device: Device, seconds: float) -> Record:
+    """What ncu counts of a call within so many seconds, or why it does not."""
     expected = expected_of_case(case, device)
     try:
-        counted = count(case.id, provider)
+        counted = count(case.id, provider, seconds)
     except (RuntimeError, ValueError) as error:
         return Record(case.id, provider, "", (), expected, str(error))
     return Record(case.id, provider, counted.backend, counted.kernels, expected)

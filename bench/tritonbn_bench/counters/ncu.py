@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["BACKEND", "Counted", "Kernel", "NotPossibleError", "count", "kernels_of"]
+__all__ = ["BACKEND", "SECONDS", "Counted", "Kernel", "NotPossibleError", "count", "kernels_of"]
 
 # the program that is profiled says what really runs in a line that begins so
 BACKEND = "backend: "
@@ -46,7 +47,8 @@ REFUSED = (
     "is not supported on",
 )
 _ERROR = "==ERROR=="
-_SECONDS = 180.0
+# a call takes about 15: imports, inputs, compilation, then a few passes of each kernel
+SECONDS = 180.0
 
 
 class NotPossibleError(Exception):
@@ -76,26 +78,27 @@ class Counted:
     kernels: tuple[Kernel, ...]
 
 
-def count(identifier: str, provider: str) -> Counted:
+def count(identifier: str, provider: str, seconds: float = SECONDS) -> Counted:
     """Profile one call of a provider in a process of its own.
 
     Args:
         identifier: id of a case
         provider: key of `providers.PROVIDERS`
+        seconds: after which it is given up
 
     Raises:
         NotPossibleError: ncu is missing, or refuses this machine
-        RuntimeError: the call failed, or launched no kernel
+        RuntimeError: the call failed, took too long, or launched no kernel
     """
     ncu = shutil.which("ncu")
     if ncu is None:
         raise NotPossibleError("ncu (Nsight Compute) is missing")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
-        done = _run([ncu, *_options(log)], [identifier, provider])
+        printed, code = _run([ncu, *_options(log)], [identifier, provider], seconds)
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    said = [line for line in (*text.splitlines(), *done.stdout.splitlines()) if line.strip()]
-    _raise_error(said, done.returncode)
+    said = [line for line in (*text.splitlines(), *printed.splitlines()) if line.strip()]
+    _raise_error(said, code)
     kernels = tuple(kernels_of(text.splitlines()))
     if not kernels:
         raise RuntimeError(_last(said) or "ncu saw no kernel")
@@ -115,20 +118,29 @@ def _options(log: Path) -> list[str]:
     ]
 
 
-def _run(ncu: Sequence[str], arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(ncu: Sequence[str], arguments: Sequence[str], seconds: float) -> tuple[str, int]:
+    """What the profiled program and ncu print, and the exit code."""
     program = [sys.executable, "-m", "tritonbn_bench.counters.child", *arguments]
+    process = subprocess.Popen(
+        [*ncu, *program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        # numbers as a program reads them
+        env={**os.environ, "LC_ALL": "C"},
+    )
     try:
-        return subprocess.run(
-            [*ncu, *program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_SECONDS,
-            # numbers as a program reads them
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        printed, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as late:
-        raise RuntimeError(f"took longer than {_SECONDS:.0f} s") from late
+        raise RuntimeError(f"took longer than {seconds:.0f} s") from late
+    finally:
+        if process.poll() is None:
+            # the program too: it would outlive ncu, and keep the GPU
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return printed, process.returncode
 
 
 def _raise_error(said: Sequence[str], code: int) -> None:
