@@ -2,82 +2,55 @@
 
     python scripts/gpu.py --out DIR [--step NAME|all]
 
-Steps: tests, accuracy, bench (ResNet-50's layers and the sweep), networks (the layers of every
-network), endtoend (training steps), selfcheck (what the gate can see on this machine),
-baseline (ratios that a later gate compares with), report.
+Steps: tests, sanitize (each family of plans under compute-sanitizer), accuracy, bench (ResNet-50's
+layers and the sweep), profile (hardware counters of the slowest cases, by ncu), networks (the
+layers of every network), endtoend (training steps), selfcheck (what the gate can see on this
+machine), baseline (ratios that a later gate compares with), report.
 
 Uses this interpreter and the checkout, never a virtual environment, never TRITON_INTERPRET. Each
 step ends within 9 minutes and goes on where it stopped when it is repeated: the state is in
 build/gpu. Whatever happened, OUT gets summary.txt and one archive of the state under 16 MiB.
 
-Exit code: 0 all asked for is done and passed, 1 something failed, 2 torch, triton or numpy is
-missing, 3 a step ran out of time and wants to be repeated.
+Exit code: 0 all asked for is done and passed, 1 something failed or could not run (a tool is
+missing, or refuses this machine), 2 torch, triton or numpy is missing, 3 a step ran out of time and
+wants to be repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tarfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from environment import CORE, ROOT, checkout_environment, missing
+from environment import CORE, ROOT, missing
+from sanitize import run_sanitizers
+from steps import NOT_RUN, UNFINISHED, Outcome, last_line, remembered, run
 
-STEPS = ("tests", "accuracy", "bench", "networks", "endtoend", "selfcheck", "baseline", "report")
+STEPS = (
+    *("tests", "sanitize", "accuracy", "bench", "profile", "networks", "endtoend", "selfcheck"),
+    *("baseline", "report"),
+)
 STEP_SECONDS = 500.0
 # test files at a time: each process keeps its own memory on the GPU
 MOST_TESTS = 8
 # what one file of an archive may add up to, in bytes, before compression is even tried
 ARCHIVE_BYTES = 15 * 2**20
-# as timeout(1) says it: pytest and the bench have a meaning of their own for 3
-UNFINISHED = 124
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one command of a step came to: name, exit code (UNFINISHED too), wall time in s."""
-
-    name: str
-    code: int
-    seconds: float
-    note: str = ""
-
-
-def run(name: str, arguments: Sequence[str], log: Path, deadline: float) -> Outcome:
-    """Run this interpreter with `arguments` until `deadline` (time.monotonic), output to `log`."""
-    environment = checkout_environment(
-        {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    )
-    start = time.monotonic()
-    if start >= deadline:
-        return Outcome(name, UNFINISHED, 0.0, "not started: no time left")
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream
-        )
-        try:
-            code = process.wait(timeout=deadline - start)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            code = UNFINISHED
-    note = "out of time: repeat the step" if code == UNFINISHED else f"see {log.name}"
-    return Outcome(name, code, time.monotonic() - start, note if code else "")
+# cases that are profiled: the slowest against a copy, and half as many against rivals
+PROFILED = 6
 
 
 def run_tests(state: Path, deadline: float) -> list[Outcome]:
     """One pytest per file, several at a time: most of a test's time is Triton's compiler, on one
     core. A repeated step starts at the first file without a verdict."""
     if "pytest" in missing(["test"]):
-        return [Outcome("tests", 1, 0.0, "not run: pytest is missing")]
+        return [Outcome("tests", 1, 0.0, f"{NOT_RUN}pytest is missing")]
     folder = state / "tests"
     folder.mkdir(parents=True, exist_ok=True)
     paths = sorted((ROOT / "tests").glob("test_*.py"))
@@ -87,17 +60,15 @@ def run_tests(state: Path, deadline: float) -> list[Outcome]:
 
 def run_test(path: Path, folder: Path, deadline: float) -> Outcome:
     """The tests of one file, or what they came to when they were run before."""
-    record = folder / f"{path.stem}.json"
-    if record.exists():
-        return Outcome(**json.loads(record.read_text(encoding="utf-8")))
     verdict = folder / f"{path.stem}.xml"
     arguments = ["-m", "pytest", str(path), "-q", "-p", "no:cacheprovider"]
     arguments.append(f"--junitxml={verdict}")
-    outcome = run(path.stem, arguments, folder / f"{path.stem}.log", deadline)
-    if outcome.code != UNFINISHED:
-        outcome = judge(outcome, verdict)
-        record.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-    return outcome
+
+    def tested() -> Outcome:
+        outcome = run(path.stem, arguments, folder / f"{path.stem}.log", deadline)
+        return outcome if outcome.code == UNFINISHED else judge(outcome, verdict)
+
+    return remembered(folder / f"{path.stem}.json", tested)
 
 
 def judge(outcome: Outcome, verdict: Path) -> Outcome:
@@ -110,6 +81,15 @@ def judge(outcome: Outcome, verdict: Path) -> Outcome:
     note = ", ".join(f"{count} {name}" for name, count in counts.items())
     # pytest exits with 5 where it collected nothing
     return Outcome(outcome.name, 0 if outcome.code == 5 else outcome.code, outcome.seconds, note)
+
+
+def profile_arguments(state: Path) -> list[str]:
+    """Arguments of this interpreter that count what the slowest cases do; the report's results say
+    which these are."""
+    chosen = ["--worst", str(PROFILED), "--resume", "--minutes", "7.5"]
+    if (state / "report" / "results.json").exists():
+        chosen += ["--from", str(state / "report")]
+    return ["-m", "tritonbn_bench.counters", *chosen, "--out", str(state / "counters")]
 
 
 def commands(state: Path) -> dict[str, list[str]]:
@@ -139,11 +119,26 @@ def run_step(step: str, state: Path) -> list[Outcome]:
     deadline = time.monotonic() + STEP_SECONDS
     if step == "tests":
         return run_tests(state, deadline)
-    log = state / f"{step}.log"
-    outcome = run(step, ["-m", "tritonbn_bench", *commands(state)[step]], log, deadline)
-    if "go on with --resume" in log.read_text(encoding="utf-8", errors="replace"):
+    if step == "sanitize":
+        return run_sanitizers(state, deadline)
+    log, profiles = state / f"{step}.log", step == "profile"
+    bench = ["-m", "tritonbn_bench"]
+    arguments = profile_arguments(state) if profiles else [*bench, *commands(state)[step]]
+    outcome = run(step, arguments, log, deadline)
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if "go on with --resume" in text:
         outcome = replace(outcome, code=UNFINISHED, note="out of time: repeat the step")
+    elif profiles and outcome.code == 2:
+        outcome = replace(outcome, code=1, note=NOT_RUN + last_line(text))
     return [outcome]
+
+
+def in_words(step: str, outcome: Outcome) -> str:
+    """The line of summary.txt on an outcome."""
+    if outcome.note.startswith(NOT_RUN):
+        return f"{step}: {outcome.name} NOT RUN: {outcome.note.removeprefix(NOT_RUN)}"
+    verdict = {0: "passed", UNFINISHED: "unfinished"}.get(outcome.code, "FAILED")
+    return f"{step}: {outcome.name} {verdict} in {outcome.seconds:.0f} s {outcome.note}".strip()
 
 
 def describe_machine() -> list[str]:
@@ -193,9 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     for step in STEPS if chosen.step == "all" else (chosen.step,):
         for outcome in run_step(step, chosen.state):
             codes.add(outcome.code)
-            verdict = {0: "passed", UNFINISHED: "unfinished"}.get(outcome.code, "FAILED")
-            line = f"{step}: {outcome.name} {verdict} in {outcome.seconds:.0f} s {outcome.note}"
-            lines.append(line.strip())
+            lines.append(in_words(step, outcome))
     deliver(chosen.out, chosen.state, lines)
     return 1 if codes - {0, UNFINISHED} else 3 if UNFINISHED in codes else 0
 

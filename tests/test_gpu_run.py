@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
 def load_script(name: str) -> ModuleType:
-    """A script as a module; it finds its neighbour `environment` as it does when it is run."""
+    """A script as a module; it finds its neighbours, such as `environment`, as when it is run."""
     sys.path.insert(0, str(SCRIPTS))
     try:
         spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
@@ -63,7 +63,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tests.mkdir()
     (tests / "test_first.py").write_text(COUNTING_TEST)
     (tests / "test_second.py").write_text(FAILING_TEST)
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    for module in (gpu, sys.modules["steps"]):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     return tmp_path
 
@@ -108,7 +109,8 @@ def test_command_beyond_its_time_is_ended(checkout: Path) -> None:
 
 def test_every_step_is_a_command_of_the_bench(tmp_path: Path) -> None:
     known = gpu.commands(tmp_path)
-    assert {"tests", *known} == set(gpu.STEPS)
+    # the others are programs of their own
+    assert {"tests", "sanitize", "profile", *known} == set(gpu.STEPS)
     for step in known:
         options = cli._parser().parse_args(known[step])
         assert getattr(options, "resume", True)

@@ -161,8 +161,7 @@ class CudaStopwatch:
         events = []
         for _ in range(calls):
             state = work.setup()
-            if self.cache != "hot":
-                self._flush_buffer.sum()
+            self.flush()
             if self.cache == "produced":
                 work.produce()
             self._cuda._sleep(head_start)
@@ -179,6 +178,11 @@ class CudaStopwatch:
     def wall(self, work: Work) -> float:
         """As `Stopwatch`."""
         return _issued(work, self._cuda.synchronize)[1]
+
+    def flush(self) -> None:
+        """Leave nothing of what was computed in the caches, unless they are to stay hot."""
+        if self.cache != "hot":
+            self._flush_buffer.sum()
 
     def _calibrate_sleep(self) -> float:
         """Cycles of the device's sleep per ms."""
