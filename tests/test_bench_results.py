@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tritonbn_bench.environment import Environment, device_name
 from tritonbn_bench.results import (
     COLUMNS,
     ENVIRONMENT_COLUMNS,
@@ -132,6 +133,43 @@ def test_a_resumed_run_keeps_figures_and_does_failures_again(tmp_path: Path) -> 
     assert resumed.rows == [TIME]
     assert resumed.done() == {TIME.key}
     assert resumed.environment["date"] == "2026-01-01"
+
+
+def test_a_run_in_parts_names_each_command_once(tmp_path: Path) -> None:
+    first = {**ENVIRONMENT, "command": "run --only sweep", "dirty": True}
+    second = {**ENVIRONMENT, "command": "run --only endtoend --resume", "dirty": False}
+    Results(first, [TIME]).save(tmp_path)
+    for _ in range(2):
+        resumed = Results.resume(tmp_path, second)
+        resumed.save(tmp_path)
+    assert resumed.environment["command"] == "run --only sweep; run --only endtoend --resume"
+    # some of it was measured with changes that no commit holds
+    assert resumed.environment["dirty"] is True
+
+
+def test_figures_under_other_plans_or_launches_are_not_mixed_in(tmp_path: Path) -> None:
+    Results(ENVIRONMENT, [TIME]).save(tmp_path)
+    for name in ("plan", "plan_file", "reserve_sms", "plain_launch"):
+        with pytest.raises(ValueError, match=f"differ from this run in {name};"):
+            Results.resume(tmp_path, {**ENVIRONMENT, name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        pytest.param({"device": "cuda", "gpu": "H"}, "on H", id="gpu"),
+        pytest.param({"device": "cuda"}, "on an unknown GPU", id="gpu-unknown"),
+        pytest.param(
+            {"device": "cpu", "triton_interpret": "1"},
+            "without a GPU, in Triton's interpreter",
+            id="interpreter",
+        ),
+        # a model on the CPU runs torch's own kernels
+        pytest.param({"device": "cpu"}, "without a GPU", id="cpu"),
+    ],
+)
+def test_a_title_says_what_ran(environment: Environment, name: str) -> None:
+    assert device_name(environment) == name
 
 
 def test_nothing_to_resume_is_a_fresh_start(tmp_path: Path) -> None:

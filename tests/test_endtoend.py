@@ -136,6 +136,31 @@ def test_a_way_that_disagrees_gets_a_reason_and_no_figure(
     assert figures == ["torch"]
 
 
+def test_where_torch_fails_nothing_is_timed_for_nothing_tells_right_from_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(Trainer):
+        def step(self, _: object = None) -> torch.Tensor:
+            raise RuntimeError("out of memory")
+
+    def planted(setting: Setting, device: str) -> dict[str, Trainer]:
+        images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+        kinds = {"torch": Failing, "torch.compile": Trainer, "tritonbn": Failing}
+        return {
+            name: kind(ResNet((1,), 4, 10), setting, images, labels) for name, kind in kinds.items()
+        }
+
+    monkeypatch.setattr(endtoend, "trainers_of", planted)
+    monkeypatch.setattr(endtoend, "WAYS", ("torch", "torch.compile", "tritonbn"))
+    rows = endtoend_rows(SMALL, "cpu", Meter("cpu", FakeStopwatch(0)))
+    assert [(row.provider, row.status, row.value) for row in rows] == [
+        ("torch", "failed", None),
+        ("torch.compile", "skipped", None),
+        ("tritonbn", "failed", None),
+    ]
+    assert "torch failed, and nothing else tells right from wrong" in rows[1].reason
+
+
 def test_without_a_gpu_no_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def alone(setting: Setting, device: str) -> dict[str, Trainer]:
         images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)

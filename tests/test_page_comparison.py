@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.full_results import FAKE_GPU, sweep_rows
+from tests.full_results import FAKE_GPU, endtoend_rows, sweep_rows
 from tritonbn_bench.cases import Case, suite
 from tritonbn_bench.cli import main
 from tritonbn_bench.judge.verdicts import Verdict
 from tritonbn_bench.results import Results, Row
-from tritonbn_bench.summary import FAKE_TIMER
+from tritonbn_bench.summary import FAKE_TIMER, is_ours
 
 pytest.importorskip("pandas", reason="needs pandas")
 pytest.importorskip("matplotlib", reason="needs matplotlib")
@@ -92,6 +92,57 @@ def test_without_a_copy_the_rival_is_the_measure() -> None:
     assert {item.by for item in found} == {"torch"}
     slower = [item.after.mode for item in found if item.verdict is Verdict.REGRESSION]
     assert slower == ["forward_train"] * 4
+
+
+def _slower_steps(factor: float) -> Results:
+    """Training steps of which each of ours takes `factor` times as long."""
+
+    def slowed(row: Row) -> Row:
+        if not is_ours(row.provider) or row.unit not in ("ms", "1"):
+            return row
+        ends = [factor * (end or 0.0) for end in (row.value, row.low, row.high)]
+        return replace(row, value=ends[0], low=ends[1], high=ends[2])
+
+    return Results(FAKE_GPU, [slowed(row) for row in endtoend_rows()])
+
+
+def test_whole_steps_are_compared_by_their_ratio_to_torchs() -> None:
+    first, second = _slower_steps(1.0), _slower_steps(1.25)
+    found, alone = changes(first, second)
+    # three ways of ours in two settings
+    assert (len(found), alone) == (6, [])
+    assert {(item.by, item.verdict) for item in found} == {("torch", Verdict.REGRESSION)}
+    assert all(item.interval.estimate == pytest.approx(math.log(1.25)) for item in found)
+    sections = comparison_sections(first, second)
+    assert _words(sections)[1].startswith("SLOWER: 6 of 6 cases")
+    lines = _table(sections, "cases-slower").lines
+    assert "ResNet-50 training step/bf16/nhwc/N128, tritonbn fused" in {line[0] for line in lines}
+    assert {item.verdict for item in changes(first, first)[0]} == {Verdict.PASS}
+
+
+def test_what_has_nothing_beside_it_is_said_not_to_be_compared() -> None:
+    first = _results(0)
+    bare = Results(FAKE_GPU, [row for row in _results(1).rows if row.quantity == "time"])
+    found, alone = changes(first, bare)
+    assert not found and len(alone) == 8
+    sections = comparison_sections(first, bare)
+    assert _words(sections)[1].startswith("No speed is compared: no case was timed in both")
+    assert {line[1] for line in _table(sections, "alone").lines} == {
+        "both, with no copy or rival beside it in both"
+    }
+
+
+def test_totals_keep_what_is_fused_apart() -> None:
+    fused = [replace(case, fusion="relu") for case in CASES]
+    first, second = (
+        Results(FAKE_GPU, sweep_rows("sweep", [*CASES, *fused], seed)) for seed in (0, 1)
+    )
+    lines = _table(comparison_sections(first, second), "totals").lines
+    assert [(line[0], line[3], line[-1]) for line in lines] == [
+        (f"training {way}", what, 4)
+        for way in ("backward", "forward")
+        for what in ("ReLU", "nothing")
+    ]
 
 
 @pytest.mark.parametrize(
