@@ -57,8 +57,9 @@ def verdict(results: Results) -> list[str]:
         sentences.append(f"{WRONG} {counted(len(wrong), 'check of tritonbn')} red: see failures.")
     if not has_speed(rows):
         sentences.append(_no_speed(results.environment))
-    sentences += _speed_sentences(rows)
+    # what who trains asks first
     sentences += _step_sentences(rows)
+    sentences += _speed_sentences(rows)
     sentences += _unfinished(results)
     sentences += _accuracy_sentences(rows)
     sentences += _training_sentences(rows)
