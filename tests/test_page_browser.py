@@ -212,6 +212,19 @@ def test_it_prints(browser: Any) -> None:
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
 
 
+def test_legends_of_wide_pictures_are_seen_on_a_small_screen(browser: Any) -> None:
+    _open(browser, full_page(), 400)
+    # how far words of a legend are beyond what is seen of the panel that scrolls
+    beyond = browser.execute_script(
+        """return [...document.querySelectorAll(".panel[tabindex] svg text")].filter((one) =>
+             /^(fp32|fp16|bf16|fp64) [(]/.test(one.textContent)).map((one) =>
+             one.getBoundingClientRect().right -
+             one.closest(".panel").getBoundingClientRect().right)"""
+    )
+    assert len(beyond) > 20
+    assert max(beyond) <= 0
+
+
 def test_paper_holds_the_whole_width(browser: Any) -> None:
     _open(browser, full_page(), 760)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

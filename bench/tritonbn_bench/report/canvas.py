@@ -2,15 +2,16 @@
 
 The kind of the figures decides how a panel looks, here and nowhere else: modelled bars are hatched
 and modelled lines dashed, static ones hatched the other way and dotted, those of a fake timer lie
-under a watermark, and every panel says its kind in words.
+under a watermark that only numbers stand on, and every panel says its kind in words.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -36,6 +37,7 @@ __all__ = [
     "mode_words",
     "on_paper",
     "plain_log",
+    "readable_on",
     "render",
     "themed",
     "thinned",
@@ -59,7 +61,7 @@ LABELS = {
 # of Okabe and Ito; a page sets others by theme
 BLUE, SKY, GREEN = "#0072b2", "#56b4e9", "#009e73"
 VERMILION, ORANGE, PURPLE = "#d55e00", "#e69f00", "#cc79a7"
-GREY, INK, HATCH = "#7f7f7e", "#010203", "#040506"
+GREY, INK, HATCH, PAPER = "#7f7f7e", "#010203", "#040506", "#fefdfc"
 DTYPE_COLOURS = {"fp32": BLUE, "fp16": ORANGE, "bf16": GREEN, "fp64": PURPLE}
 _VARIABLES = {
     BLUE: "blue",
@@ -70,6 +72,7 @@ _VARIABLES = {
     PURPLE: "purple",
     GREY: "grey",
     HATCH: "hatch",
+    PAPER: "paper",
 }
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # any: the keys that matplotlib knows differ by version
@@ -172,6 +175,20 @@ def thinned(values: list[int], factor: float = 1.98) -> list[int]:
     return kept
 
 
+def readable_on(colour: Sequence[float]) -> str:
+    """Black or white, whichever has the higher contrast on a colour: 4.58 : 1 or more, by WCAG 2.
+
+    Args:
+        colour: red, green and blue, 0 to 1; more is ignored
+    """
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]
+    ]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # the geometric mean of both contrasts' ends
+    return "#000000" if luminance + 0.05 > math.sqrt(1.05 * 0.05) else "#ffffff"
+
+
 def _mark(figure: Figure, kind: str) -> None:
     """Make the kind of the figures visible."""
     # at the left, where a small screen begins
@@ -180,23 +197,42 @@ def _mark(figure: Figure, kind: str) -> None:
     hatch, style = looks.get(kind, ("", ""))
     for axes in figure.axes:
         if kind == FAKE:
-            axes.text(
-                0.5,
-                0.5,
-                "fake timer",
-                transform=axes.transAxes,
-                rotation=24,
-                fontsize=26,
-                alpha=0.13,
-                ha="center",
-                va="center",
-                zorder=0.5,
-            )
+            _watermark(axes, figure.get_figwidth())
+        for axis in (axes.xaxis, axes.yaxis):
+            for line in axis.get_gridlines():
+                # they end where the axes do, and many share a page
+                line.set_clip_on(False)
         if hatch:
             for patch in axes.patches:
                 patch.set(hatch=hatch, linestyle=style, edgecolor=HATCH, linewidth=0.8)
             for line in axes.lines:
                 line.set_linestyle(style)
+
+
+def _watermark(axes: Axes, width: float) -> None:
+    """Words over bars and cells and under numbers, in ink with paper at their edge: seen on every
+    colour. A wide panel has them more than once, for a small screen shows a part of it."""
+    from matplotlib.transforms import ScaledTranslation
+
+    times = max(1, round(width / 5))
+    for index in range(times):
+        for colour, shift in ((PAPER, 1.2), (INK, 0.0)):
+            axes.text(
+                (index + 0.5) / times,
+                0.5,
+                "fake timer",
+                transform=axes.transAxes
+                + ScaledTranslation(shift / 72, -shift / 72, axes.figure.dpi_scale_trans),
+                rotation=24,
+                fontsize=26,
+                color=colour,
+                alpha=0.3,
+                ha="center",
+                va="center",
+                # texts have 3, lines 2
+                zorder=2.9,
+                in_layout=False,
+            )
 
 
 def _slim(svg: str, name: str) -> str:
@@ -212,7 +248,7 @@ def _slim(svg: str, name: str) -> str:
         _drop_hidden(group)
     text = ElementTree.tostring(root, encoding="unicode")
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "sans-serif", text)
-    text = text.replace("&apos;", "'")
+    text = text.replace("&apos;", "'").replace(" />", "/>")
     return re.sub(r">\s+<", "><", text)
 
 
@@ -224,7 +260,8 @@ def _tidy(root: ElementTree.Element, short: dict[str, str]) -> None:
 
     for element in [*root.iter()]:
         for child in [*element]:
-            if child.tag == f"{{{_SVG}}}metadata":
+            unseen = child.tag == f"{{{_SVG}}}path" and child.get("style") == "fill: none"
+            if unseen or child.tag == f"{{{_SVG}}}metadata":
                 element.remove(child)
         for key, value in [*element.attrib.items()]:
             if key == "id":
@@ -237,6 +274,7 @@ def _tidy(root: ElementTree.Element, short: dict[str, str]) -> None:
             elif key in ("d", "x", "y", "transform"):
                 # a tenth of a pixel is enough
                 rounded = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value)
+                rounded = re.sub(r"\.0\b", "", rounded)
                 element.set(key, _short_path(rounded) if key == "d" else rounded)
                 if rounded.startswith("rotate(-0 "):
                     del element.attrib[key]
@@ -249,7 +287,7 @@ def _short_path(data: str) -> str:
     comes."""
     parts: list[str] = []
     before = ""
-    for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", data.replace(".0", "")):
+    for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", data):
         going_on = letter == "L" and before in ("M", "L")
         parts.append((" " if going_on else letter) + " ".join(numbers.split()))
         before = letter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..fusions import NONE
 from ..results import Row
 from ..summary import Speedup
-from .canvas import MODES, Panel
+from .canvas import MODES, Panel, readable_on
 from .frames import dense, frame_of, plane, speedup_frame
 
 if TYPE_CHECKING:
@@ -83,17 +83,20 @@ def _planes(frame: pandas.DataFrame) -> list[tuple[tuple[str, str, str], pandas.
 def _panel(name: str, title: str, words: str, part: pandas.DataFrame, *, diverging: bool) -> Panel:
     shown = plane(part, "shown")
     rows, columns = shown.shape
+    space = int(part["space"].iloc[0])
+    side = math.isqrt(space)
+    values = f"{side} x {side}" if side * side == space else f"{space} values"
 
     def draw(axes: Axes) -> None:
         _cells(axes, part, diverging=diverging)
         axes.set_title(title)
-        axes.set_xlabel("channels C")
+        axes.set_xlabel(f"channels C ({values})")
         axes.set_ylabel("batch size N")
 
     least, most = shown.min(axis=None), shown.max(axis=None)
     return Panel(
         name,
-        f"{title}: {words}, over batch size and channels; {least:.3g} to {most:.3g}",
+        f"{title}: {words}, over batch size and channels of {values}; {least:.3g} to {most:.3g}",
         draw,
         1.0 + _CELL_WIDTH * columns,
         1.1 + _CELL_HEIGHT * rows,
@@ -116,7 +119,7 @@ def _cells(axes: Axes, part: pandas.DataFrame, *, diverging: bool) -> None:
             # PuOr runs from orange to purple, and faster is to be purple
             share = 0.5 + math.log2(value) / _ENDS / 2 if diverging else value / 110
             colour = scale(min(max(share, 0.0), 1.0))
-            ink = "#ffffff" if _luminance(colour) < 0.4 else "#000000"
+            ink = readable_on(colour)
             uncertain = bool(marked.loc[batch, channels])
             corner = (across - 0.5, down - 0.5)
             # the page shows between cells, in its own colour
@@ -149,9 +152,3 @@ def _cells(axes: Axes, part: pandas.DataFrame, *, diverging: bool) -> None:
     axes.set_xlim(-0.5, len(shown.columns) - 0.5)
     axes.set_ylim(-0.5, len(shown.index) - 0.5)
     axes.spines[:].set_visible(False)
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    """Perceived brightness, 0 to 1."""
-    red, green, blue = colour[:3]
-    return 0.299 * red + 0.587 * green + 0.114 * blue

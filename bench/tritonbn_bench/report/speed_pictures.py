@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ STYLES = {
     ("copy", "nchw"): (INK, "", ":"),
 }
 DTYPES = ("fp32", "fp16", "bf16", "fp64")
+# letters of a legend in one line that a small screen shows without scrolling
+LONGEST_LEGEND = 54
 _MARKERS = {"fp32": "o", "fp16": "s", "bf16": "^", "fp64": "D"}
 # the lines of the sweep: what is held along each, and its words
 _HELD = {"batch": ("channels", 256, "C = 256"), "channels": ("batch", 32, "N = 32")}
@@ -179,7 +182,7 @@ def _log_axis(axes: Axes, values: list[int]) -> None:
 
 
 def bytes_panels(rows: Sequence[Row]) -> list[Panel]:
-    """Time against floor bytes, a panel for each mode, with the line of the copies."""
+    """Time against floor bytes, a panel for each mode, with the line of the copies' medians."""
     found = list(times(rows).values())
     panels = []
     for mode in MODES:
@@ -209,14 +212,15 @@ def _bytes(rows: Sequence[Row], mode: str) -> Panel:
                 fillstyle="none",
                 label=label,
             )
-        copies = sorted(
-            {
-                ((row.floor_bytes or 0) / 1e6, 1e3 * (row.value or math.nan))
-                for row in rows
-                if row.provider == "copy"
-            }
-        )
-        axes.plot(*zip(*copies, strict=True), color=INK, linewidth=1, label="copy") if copies else 0
+        # several cases may have as many bytes: a line has one time for them
+        copies: dict[float, list[float]] = {}
+        for row in rows:
+            if row.provider == "copy" and row.value is not None:
+                copies.setdefault((row.floor_bytes or 0) / 1e6, []).append(1e3 * row.value)
+        if copies:
+            where = sorted(copies)
+            middle = [statistics.median(copies[place]) for place in where]
+            axes.plot(where, middle, color=INK, linewidth=1, label="copy")
         axes.set_xscale("log")
         axes.set_yscale("log")
         plain_log(axes.xaxis)
@@ -284,10 +288,14 @@ def _shapes(chosen: Sequence[Speedup], mode: str, layout: str, rival: str) -> Pa
         axes.margins(x=0.01)
         axes.set_ylim(0, 1.05 * max(1.0, *(item.ratio for item in chosen)))
         axes.set_title(title)
-        axes.set_xlabel("channels, plane" + (", what follows" if fused else ""))
+        # at the left, where a small screen begins
+        axes.set_xlabel("channels, plane" + (", what follows" if fused else ""), loc="left")
         axes.set_ylabel("time of rival / tritonbn")
         axes.grid(True, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=len(dtypes))
+        labels = axes.get_legend_handles_labels()[1]
+        columns = len(labels) if sum(map(len, labels)) <= LONGEST_LEGEND else 2
+        below = -0.3 if fused else -0.23
+        axes.legend(loc="upper left", bbox_to_anchor=(0.0, below), ncols=columns)
 
     name = f"{'fused-' if fused else ''}{mode}-{layout}-{rival}".replace(" ", "-").replace(".", "-")
     words = f"Ratio for each shape of the network: {title}"

@@ -85,6 +85,24 @@ def _errors(rows: Sequence[Row], data: Sequence[str], title: str) -> Callable[[A
                         in_layout=False,
                         **style,
                     )
+        lost = [
+            index
+            for index, name in enumerate(data)
+            if any((row.provider, row.data, row.value) == (OURS, name, None) for row in rows)
+        ]
+        if lost:
+            # above every number
+            axes.plot(
+                lost,
+                [1.0] * len(lost),
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+                linestyle="none",
+                marker="X",
+                markersize=8,
+                color=VERMILION,
+                label="tritonbn, not finite",
+            )
         axes.set_yscale("log")
         plain_log(axes.yaxis)
         names = [name.replace("mean/std=", "mean\n") for name in data]
@@ -122,7 +140,7 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
                 label=label,
             )
         axes.set_title("losses")
-        axes.set_xlabel("step")
+        _steps(axes, len(theirs))
         axes.set_ylabel("cross entropy")
         axes.grid(True)
         axes.legend()
@@ -146,7 +164,7 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
         plain_log(axes.yaxis)
         axes.set_ylim(1e-8, 5e-2)
         axes.set_title("gap to torch's losses")
-        axes.set_xlabel("step")
+        _steps(axes, len(theirs))
         axes.grid(True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
@@ -154,6 +172,16 @@ def loss_panels(losses: Sequence[Row]) -> list[Panel]:
         Panel("training", "Losses of three networks lie on one another", curves, 5.0, 3.9),
         Panel("training-gap", "Gap of both of ours to torch's losses, below the bound", gaps, 5.0),
     ]
+
+
+def _steps(axes: Axes, count: int) -> None:
+    """An axis of whole steps from the first to the last, whichever of them have a mark."""
+    from matplotlib.ticker import MaxNLocator
+
+    room = 0.05 * count
+    axes.set_xlim(-room, count - 1 + room)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step")
 
 
 def traffic_panels(rows: Sequence[Row], job: str) -> list[Panel]:
@@ -245,7 +273,7 @@ def host_panel(pairs: Sequence[tuple[str, float, float]]) -> Panel:
     Args:
         pairs: provider, device time and wall time in ms
     """
-    looks = {OURS: (VERMILION, "o"), "torch": (BLUE, "^")}
+    looks = {OURS: (VERMILION, "o"), "torch": (BLUE, "^"), "torch channels_last": (SKY, "v")}
 
     def draw(axes: Axes) -> None:
         for provider, (colour, marker) in looks.items():
