@@ -160,6 +160,21 @@ def test_a_table_sorts_by_a_click_and_back_by_another(browser: Any) -> None:
         assert heads[index].get_attribute("aria-sort") == ("descending" if falling else "ascending")
 
 
+def test_what_is_not_finite_is_sorted_above_all_numbers(browser: Any) -> None:
+    _open(browser, full_page())
+    found = browser.execute_script(
+        """const table = document.querySelector("#rows-accuracy-worst");
+           const column = [...table.tBodies[0].rows].map((row) => row.cells[2]);
+           column[1].textContent = column[4].textContent = "not finite";
+           const heads = table.querySelectorAll("th button");
+           heads[2].click(); heads[2].click();
+           return [...table.tBodies[0].rows].map((row) => row.cells[2].textContent)"""
+    )
+    assert found[:2] == ["not finite"] * 2
+    numbers = [*map(float, found[2:])]
+    assert numbers == sorted(numbers, reverse=True)
+
+
 def test_a_table_sorts_from_the_keyboard(browser: Any) -> None:
     _open(browser, full_page())
     button = browser.find_element("css selector", "#rows-groups th:nth-child(3) button")

@@ -1,5 +1,6 @@
 """Pictures and tables of a page hold the figures of the rows."""
 
+import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import pytest
 from tests.pages import full_table
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.summary import Speedup, speedups
+from tritonbn_bench.tables import cell
 from tritonbn_bench.totals import step_gains
 from tritonbn_bench.training import Outcome, Trained, training_rows
 
@@ -21,6 +23,7 @@ pytest.importorskip("jinja2", reason="needs jinja2")
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from tritonbn_bench.report.accuracy_tables import error_lines, every_error
 from tritonbn_bench.report.blocks import Picture, Table
 from tritonbn_bench.report.canvas import Panel, render
 from tritonbn_bench.report.heatmaps import share_panels, speedup_panels
@@ -241,12 +244,51 @@ def _errors() -> list[Row]:
     return rows + rivals
 
 
+def test_a_result_that_is_not_finite_is_nearest_to_its_bound_and_comes_first() -> None:
+    first, second = error_lines(_errors())
+    assert first[1:6] == ("y", "fp32", math.inf, 0.5, 2.0)
+    assert first[6:8] == (math.inf, 0) and first[-1] == "constant"
+    assert second[1:4] == ("dx", "fp32", 1.0)
+    assert [line[1:4] for line in every_error(_errors())] == [
+        ("constant", "y", math.inf),
+        ("digits", "dx", 1.0),
+        ("digits", "y", 1.0),
+    ]
+    assert cell(math.inf) == "not finite"
+
+
+def test_a_page_tells_of_results_that_are_not_finite() -> None:
+    (section,) = (
+        part
+        for part in sections_of(Results({"device": "cpu"}, _errors()))
+        if part.name == "accuracy"
+    )
+    tables = {block.name: block for block in section.blocks if isinstance(block, Table)}
+    assert tables["accuracy-worst"].lines[0][2] == math.inf
+    assert tables["accuracy-all"].lines[0][3] == math.inf
+
+
 def test_a_result_that_is_not_finite_has_a_mark_above_all_others() -> None:
     (panel,) = (panel for panel in accuracy_panels(_errors()) if "-y-" in panel.name)
     axes = _axes(panel)
     (line,) = (line for line in axes.lines if line.get_label() == "tritonbn, not finite")
     assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(1, 1.0)]
     assert line.get_transform() == axes.get_xaxis_transform()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (999.4, "999"),
+        (999.5, "1000"),
+        (-999.7, "-1000"),
+        (999_999.4, "999999"),
+        (999_999.6, "1e+06"),
+        (0.12345, "0.123"),
+    ],
+)
+def test_numbers_have_an_exponent_only_beyond_a_million(value: float, words: str) -> None:
+    assert cell(value) == words
 
 
 def test_cells_of_the_copys_share_are_marked_where_the_l2_cache_decides() -> None:

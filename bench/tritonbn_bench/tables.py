@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 __all__ = ["cell", "folded", "is_number", "markdown_table"]
@@ -23,11 +24,16 @@ def is_number(column: Sequence[object]) -> bool:
 
 
 def cell(value: object) -> str:
-    """A value as tables show it: three digits of a number that is not whole."""
+    """A value as tables show it: three digits of a number that is not whole, and words for one that
+    is not finite."""
     if value is None:
         return "-"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite"
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1e3 or abs(value) >= 1e6 else f"{value:.0f}"
+        # by what they are rounded to: three digits of 999.7 would be 1e+03
+        whole = 999.5 <= abs(value) < 999_999.5
+        return f"{value:.0f}" if whole else f"{value:.3g}"
     return str(value)
 
 

@@ -109,7 +109,8 @@ def _as_read(first: Row, values: Sequence[float | None]) -> tuple[str, list[floa
 
 
 def _accuracy(draft: Draft) -> Section:
-    rows = draft.of("accuracy")
+    # one without a figure was not finite
+    rows = [row for row in draft.rows if row.job == "accuracy" and row.status != "skipped"]
     ours = next((row for row in rows if row.provider == OURS), None)
     rival = next((row for row in rows if row.provider == "torch"), None)
     if ours is None or rival is None:

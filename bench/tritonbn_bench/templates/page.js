@@ -3,7 +3,9 @@
 const value = (row, column) => row.cells[column].textContent;
 const compare = (first, second, numeric) => {
   if (!numeric) return first.localeCompare(second, "en", { numeric: true });
-  return Number(first) - Number(second);
+  const [one, two] = [first, second].map((text) => (text === "not finite" ? Infinity : Number(text)));
+  // two that are not finite have no difference
+  return one === two ? 0 : one - two;
 };
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
