@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,64 @@ def test_it_prints(browser: Any) -> None:
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
 
 
+@contextmanager
+def _on_paper(browser: Any, width: int) -> Iterator[None]:
+    """The full page as it is printed."""
+    _open(browser, full_page(), width)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.parametrize("width", [680, 760])
+def test_paper_holds_the_whole_width(browser: Any, width: int) -> None:
+    with _on_paper(browser, width):
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+
+
+def test_no_number_and_no_word_of_a_head_is_broken_on_paper(browser: Any) -> None:
+    # words that a line ends within have a box for each part
+    broken = """const range = document.createRange();
+        const within = (one, from, to) => {
+          range.setStart(one, from); range.setEnd(one, to);
+          return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1; };
+        const found = [];
+        for (const one of document.querySelectorAll("details")) one.open = true;
+        for (const cell of document.querySelectorAll("th, td")) {
+          const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+          for (let one; (one = walker.nextNode()); ) {
+            if (!one.data.trim() || !cell.offsetParent) continue;
+            // of names of cases too
+            const words = cell.tagName === "TH" ? /[^\\s/-]+/g : /-?\\d[\\d.]*(e[-+]\\d+)?/g;
+            for (const word of one.data.trimEnd().matchAll(words))
+              if (within(one, word.index, word.index + word[0].length)) found.push(word[0]);
+          }
+        }
+        return found;"""
+    with _on_paper(browser, 680):
+        assert browser.execute_script(broken) == []
+
+
+def test_words_of_heads_are_repeated_on_every_sheet(browser: Any) -> None:
+    # a box of its own is left out where a browser repeats the heads
+    boxes = """return [...document.querySelectorAll("th *")].map(
+        (one) => getComputedStyle(one).display)"""
+    with _on_paper(browser, 760):
+        assert set(browser.execute_script(boxes)) == {"contents"}
+
+
+def test_paper_says_where_every_case_is_instead_of_all_cases(browser: Any) -> None:
+    text = "return document.querySelector('#cases').innerText"
+    with _on_paper(browser, 760):
+        said = browser.execute_script(text)
+    assert said.split("\n\n")[1:] == ["Every case: in the page and in results.json."]
+    _open(browser, full_page())
+    shown = browser.execute_script(text)
+    assert "in results.json" not in shown and "forward_train" in shown
+
+
 def test_legends_of_wide_pictures_are_seen_on_a_small_screen(browser: Any) -> None:
     _open(browser, full_page(), 400)
     # how far words of a legend are beyond what is seen of the panel that scrolls
@@ -238,12 +297,3 @@ def test_legends_of_wide_pictures_are_seen_on_a_small_screen(browser: Any) -> No
     )
     assert len(beyond) > 20
     assert max(beyond) <= 0
-
-
-def test_paper_holds_the_whole_width(browser: Any) -> None:
-    _open(browser, full_page(), 760)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    try:
-        assert browser.execute_script("return document.documentElement.scrollWidth") == 760
-    finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -91,8 +91,9 @@ def _numeric(table: Table) -> list[bool]:
 
 def _cell_rules(sections: Sequence[Section]) -> str:
     """Rules for whole columns, said once and not in each of many thousand cells: numbers stand at
-    the right, and what is short is not broken."""
-    numbers, short = [], []
+    the right, and neither they nor what is short are broken, not even on paper; what is longer is
+    broken between its words."""
+    numbers, short, wordy = [], [], []
     for table in [block for part in sections for block in part.blocks if isinstance(block, Table)]:
         for index, numeric in enumerate(_numeric(table)):
             place = f"#rows-{table.name} td:nth-child({index + 1})"
@@ -100,11 +101,19 @@ def _cell_rules(sections: Sequence[Section]) -> str:
                 numbers.append(place)
             elif all(len(cell(line[index])) <= LONGEST_UNBROKEN for line in table.lines):
                 short.append(place)
+            elif all(_longest_word(cell(line[index])) <= LONGEST_UNBROKEN for line in table.lines):
+                wordy.append(place)
     rules = (
-        (numbers, "text-align: right; min-width: 0"),
+        (numbers, "text-align: right; white-space: nowrap; min-width: 0"),
         (short, "white-space: nowrap; min-width: 0"),
+        (wordy, "overflow-wrap: normal"),
     )
     return "\n".join(f"{','.join(places)} {{ {rule}; }}" for places, rule in rules if places)
+
+
+def _longest_word(text: str) -> int:
+    """Letters of the longest part that a line does not end within: browsers break after a slash."""
+    return max(map(len, re.split(r"\s+|(?<=/)", text)))
 
 
 def _kinds(sections: Sequence[Section]) -> list[str]:
