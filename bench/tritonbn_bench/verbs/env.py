@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from importlib import metadata
 from typing import Any
 
 from .common import PASSED, add_verb
@@ -44,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _around() -> dict[str, str | int | None]:
     """What decides how it runs here besides what results hold: libraries, compilers, variables."""
+    from importlib import metadata
+
     import torch
 
     def version(library: str) -> str | None:
