@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .interruption import noted
 from .verbs import baseline, check, env, gate, model, plan, report, run, search, selfcheck
-from .verbs.common import EXIT_CODES, INTERRUPTED, USAGE, UsageError
+from .verbs.common import EXIT_CODES, INTERRUPTED, USAGE, UsageError, words_of
 
 __all__ = ["main"]
 
@@ -37,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.verb(options))
     except UsageError as error:
         print(f"tritonbn-bench: {error}", file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        if error.filename is None:
+            traceback.print_exc()
+        else:
+            print(f"tritonbn-bench: {words_of(error)}", file=sys.stderr)
         return USAGE
     except Exception:
         # 1 would say that something became slower

@@ -275,7 +275,7 @@ def _host_rows() -> list[Row]:
         if done.returncode or not file.exists():
             reason = done.stderr.strip().splitlines()[-1:] or ["no figures came back"]
             return [replace(nothing, status="skipped", reason=reason[0])]
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for cost in record["costs"]:
         # an empty autograd.Function is nobody's

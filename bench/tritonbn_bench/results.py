@@ -5,11 +5,9 @@ Measured, modelled and static figures share the table and are told apart by `kin
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -159,7 +157,8 @@ class Results:
     def path(folder: Path) -> Path:
         """Where the JSON of a report lies, given its folder or itself; compressed where nothing
         else lies there."""
-        if folder.is_file():
+        # a pipe is as good as a file
+        if folder.exists() and not folder.is_dir():
             return folder
         plain, packed = folder / NAME, folder / f"{NAME}.gz"
         return packed if packed.exists() and not plain.exists() else plain
@@ -169,18 +168,17 @@ class Results:
         """What `save` wrote.
 
         Raises:
-            FileNotFoundError: no results lie in the folder
-            ValueError: the file is no results file of this version
+            OSError: no results lie in the folder, or they cannot be read
+            ValueError: the file is no results file of this version; the text names it, and what is
+                wrong
         """
-        content = json.loads(_unpacked(cls.path(folder)))
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise ValueError(f"expected {cls.path(folder)} to have the schema {SCHEMA}")
-        columns = content["columns"]
-        # by columns in what a page embeds, else by rows
-        by_column = isinstance(columns, dict)
-        values = zip(*columns.values(), strict=True) if by_column else content["rows"]
-        rows = [Row(**dict(zip(columns, row, strict=True))) for row in values]
-        return cls(content["environment"], rows)
+        from .reading import parsed, unpacked
+
+        path = cls.path(folder)
+        try:
+            return cls(*parsed(unpacked(path.read_bytes())))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no results of this version: {error}") from error
 
     @classmethod
     def resume(cls, folder: Path, environment: Environment) -> Results:
@@ -210,13 +208,24 @@ class Results:
         }
         return cls({**environment, **merged}, kept)
 
+    @staticmethod
+    def put_aside(folder: Path) -> tuple[Path, Path] | None:
+        """Rename the file that `save` would replace, in the place of one put aside before; what it
+        was and what it is now, None if there is none."""
+        path = folder / NAME
+        if not path.exists():
+            return None
+        aside = folder / f"{NAME}.before"
+        os.replace(path, aside)
+        return path, aside
+
     def save(self, folder: Path) -> Path:
         """Write the JSON, whole or not at all, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder if folder.is_file() else folder / NAME
         # an interruption must not leave half a file where a whole one was
         partial = path.with_suffix(".json.partial")
-        partial.write_text(self.as_text())
+        partial.write_text(self.as_text(), encoding="utf-8")
         os.replace(partial, path)
         return path
 
@@ -275,21 +284,6 @@ class Results:
         path = folder / "results.csv"
         frame.to_csv(path, index=False)
         return path
-
-
-def _unpacked(path: Path) -> str:
-    """The text of a file that may be compressed.
-
-    Raises:
-        ValueError: it is neither text nor text compressed by gzip
-    """
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-    return content.decode()
 
 
 def _one_row_per_line(content: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 __all__ = ["cell", "folded", "is_number", "markdown_table"]
@@ -37,8 +38,17 @@ def cell(value: object) -> str:
     return str(value)
 
 
+# what is code, and what Markdown would take for a mark: within a word an underscore is none
+_CODE = re.compile(r"(`[^`]+`)")
+_MARKS = re.compile(r"[*$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    """For a cell; a renderer drops a tag that it does not know, and with it what looks like one."""
+    # code and others take turns; in code nothing is a mark but what ends a cell
+    parts = _CODE.split(text.replace("\n", " "))
+    parts[::2] = [_MARKS.sub(r"\\\g<0>", part).replace("<", "&lt;") for part in parts[::2]]
+    return "".join(parts).replace("|", "\\|")
 
 
 def folded(title: str, content: str) -> str:

@@ -64,7 +64,7 @@ def _live(
             answer(request)
             while (last := listen()) is not None:
                 if last["do"] in BIRTHS:
-                    with os.fdopen(writer, "w") as testament:
+                    with os.fdopen(writer, "w", encoding="utf-8") as testament:
                         json.dump({**last, "heritage": heritage()}, testament)
                     break
                 answer(last)
@@ -72,7 +72,7 @@ def _live(
         finally:
             os._exit(code)
     os.close(writer)
-    with os.fdopen(reader) as testament:
+    with os.fdopen(reader, encoding="utf-8") as testament:
         left = testament.read()
     _, status = os.waitpid(process, 0)
     if status:

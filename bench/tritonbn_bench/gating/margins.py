@@ -41,7 +41,7 @@ def save_margins(path: Path, margins: Mapping[str, float], environment: Environm
     """Write what `load_margins` reads."""
     rounded = {case: round(margin, 6) for case, margin in margins.items()}
     content = {"schema": SCHEMA, "key": key_of(environment), "margins": rounded}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_margins(path: Path) -> Margins:
@@ -51,7 +51,7 @@ def load_margins(path: Path) -> Margins:
         ValueError: the file is not there, or holds no margins
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"expected margins in {path}, as selfcheck writes them: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..judge.rule import RULE, Rule
-from ..verbs.common import add_device
+from ..verbs.common import add_device, add_minutes
 
 if TYPE_CHECKING:
     from ..environment import Environment
@@ -96,9 +96,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="slowdown of a case that counts as none, half of it for a mean over cases "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--minutes", type=float, metavar="M", help="begin no case after M minutes; it is skipped"
-    )
+    add_minutes(parser, "begin no case after M minutes; it is skipped")
     parser.add_argument(
         "--repository",
         type=Path,

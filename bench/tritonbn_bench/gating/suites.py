@@ -91,7 +91,7 @@ def _quick_cuda() -> list[Trial]:
 def _from_file(path: Path) -> list[Trial]:
     known = {field.name for field in fields(Case)}
     try:
-        listed = json.loads(path.read_text())
+        listed = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"expected cases {', '.join(SUITES)} or a file, got {path}") from error
     except ValueError as error:

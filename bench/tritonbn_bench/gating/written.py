@@ -47,10 +47,14 @@ def write_gate(
         "cases": [_plain(item) for item in result.cases],
         "totals": [_plain(item) for item in result.totals],
     }
-    (folder / "gate.md").write_text(page)
-    (folder / "gate.xml").write_text(junit(result, strict=strict))
-    (folder / "trend.json").write_text(trend(result, environment))
-    (folder / "gate.json").write_text(json.dumps(content, indent=1) + "\n")
+    texts = {
+        "gate.md": page,
+        "gate.xml": junit(result, strict=strict),
+        "trend.json": trend(result, environment),
+        "gate.json": json.dumps(content, indent=1) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     summarise(page)
 
 

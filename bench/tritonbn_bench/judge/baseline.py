@@ -205,7 +205,7 @@ def load(path: Path) -> Baseline:
         ValueError: it is no baseline of this version
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"expected {path} to be JSON, got: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
@@ -231,7 +231,7 @@ def save(baseline: Baseline, path: Path) -> Path:
     text = f'{json.dumps(head, indent=1)[:-2]},\n "cases": {{\n{lines}\n }}\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".json.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return path
 

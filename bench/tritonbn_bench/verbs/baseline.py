@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gating.session import ON_A_CPU, declare, request_of, session
-from .common import INTERRUPTED, PASSED, UsageError, add_verb
+from .common import INTERRUPTED, PASSED, UsageError, add_verb, check_folder
 
 if TYPE_CHECKING:
     from ..environment import Environment
@@ -79,6 +79,7 @@ def _accept(options: argparse.Namespace) -> int:
     request = request_of(options)
     with session(request, None, options.command) as at_work:
         path, found = _place(options.accept, at_work.environment)
+        check_folder(path.parent, "--accept")
         accepted = 0
         for index in range(options.runs):
             if index:

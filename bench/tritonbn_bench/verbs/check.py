@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import PASSED, REGRESSION, UsageError, add_verb
+from .common import PASSED, REGRESSION, UsageError, add_verb, check_folder
 
 if TYPE_CHECKING:
     from ..static.suite import Finding
@@ -103,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("expected --static; a check on a GPU is `tritonbn-bench gate`")
     if options.jobs < 1:
         raise UsageError(f"expected at least one process for --jobs, got {options.jobs}")
+    if options.out is not None:
+        check_folder(options.out)
     if options.model:
         return _check_model(options)
     return _check_budgets(options)

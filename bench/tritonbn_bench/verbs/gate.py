@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gating.session import ON_A_CPU, Request, declare, request_of, session
-from .common import INTERRUPTED, PASSED, UsageError, add_verb
+from .common import INTERRUPTED, PASSED, UsageError, add_verb, check_folder, nonnegative
 
 if TYPE_CHECKING:
     from ..gating.revisions import Sources
@@ -56,7 +56,7 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument(
         "--plant",
-        type=float,
+        type=nonnegative,
         default=0.0,
         metavar="SHARE",
         help="slow the head by this share, to see whether your CI fails",
@@ -76,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from ..gating.sides import SideError
 
     try:
-        if options.plant < 0:
-            raise ValueError(f"expected --plant to be 0 or more, got {options.plant}")
+        check_folder(options.out)
         if options.base is None:
             if not options.baseline.exists():
                 raise ValueError(

@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import INTERRUPTED, PASSED, UsageError, add_device, add_verb
+from .common import (
+    INTERRUPTED,
+    PASSED,
+    UsageError,
+    add_device,
+    add_verb,
+    check_folder,
+    check_plans,
+    put_aside,
+)
 
 if TYPE_CHECKING:
     from ..cases import Case
@@ -83,6 +92,11 @@ def run(options: argparse.Namespace) -> int:
     if options.rounds is not None and options.rounds < 3:
         raise UsageError(f"expected --rounds of 3 or more, got {options.rounds}")
     device = "cuda" if gpu and options.device != "cpu" else "cpu"
+    check_plans()
+    # a CPU is measured where it is asked for
+    measures = device == "cuda" or options.device == "cpu"
+    if measures:
+        check_folder(options.out)
     try:
         stopwatch = stopwatch_of(device, options.cache)
     except ValueError as error:
@@ -108,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     if not cases:
         print("No speed was measured: no call is one that can be (see the last column above).")
         return PASSED
-    if device == "cpu" and options.device == "auto":
+    if not measures:
         print(
             "No speed was measured: no GPU is visible, and tritonbn's kernels run on one only; on "
             "a CPU tritonbn hands its input to torch. --device cpu times torch's own layers."
@@ -148,6 +162,7 @@ def _measured(
         except KeyboardInterrupt:
             interrupted = True
             print("interrupted; what was measured is kept", file=sys.stderr)
+    put_aside(options.out)
     path = results.save(options.out)
     print(_how(device, stopwatch.cache))
     print("\n".join(speed_lines(results.rows)))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import PASSED, UsageError, add_verb
+from .common import PASSED, UsageError, add_verb, check_folder
 
 if TYPE_CHECKING:
+    from ..collection import Report
     from ..results import Results
 
 __all__ = ["absent_extras", "add", "publish", "run"]
@@ -84,10 +89,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--readme needs --all: a table is made from the newest of all reports")
     if len(options.reports) not in (1, 2):
         raise UsageError(f"expected one report, or two to compare, got {len(options.reports)}")
+    if options.out is not None:
+        check_folder(options.out)
     found = [_load(path) for path in options.reports]
     if len(found) == 1:
         place = options.reports[0]
-        publish(found[0], options.out or (place.parent if place.is_file() else place))
+        publish(found[0], options.out or (place if place.is_dir() else place.parent))
     else:
         _compare(found[0], found[1], options.out or DEFAULT_OUT)
     return exit_code(found[-1].rows)
@@ -96,27 +103,85 @@ def run(options: argparse.Namespace) -> int:
 def _redraw(folder: Path, readme: Path | None) -> int:
     """Redraw every report in a folder, its index, and the table of a README."""
     from .. import collection
-    from ..report import write_report
 
-    # all that may be wrong is found before anything is written
+    # what may be wrong with an input or a figure is found before anything is written; that a disk
+    # is full is found too late for that
+    places = {INDEX: folder / "README.md", **({} if readme is None else {SPEED: readme})}
     try:
         reports = collection.reports_in(folder)
-        texts = {folder / "README.md": (INDEX, collection.index_of(reports))}
-        if readme is not None:
-            place = os.path.relpath(folder, readme.parent)
-            texts[readme] = (SPEED, collection.speed_table(reports, Path(place).as_posix()))
-        for path, (mark, content) in texts.items():
-            texts[path] = (mark, collection.written_between(path.read_text(), mark, content))
-    except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        _filled(places, dict.fromkeys(places, ""))
     except ValueError as error:
         raise UsageError(str(error)) from error
     for report in reports:
-        print(f"report: {write_report(report.results, report.path)}")
-    for path, (mark, text) in texts.items():
-        path.write_text(text)
+        check_folder(report.path, "a report")
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = _drawn(reports, Path(scratch))
+        contents = {INDEX: collection.index_of(reports)}
+        if readme is not None:
+            place = os.path.relpath(folder, readme.parent)
+            contents[SPEED] = collection.speed_table(reports, Path(place).as_posix())
+        for report, pages in zip(reports, drawn, strict=True):
+            print(f"report: {_put(pages, report.path)}")
+    for path, text in _filled(places, contents).items():
+        path.write_text(text, encoding="utf-8")
+    for mark, path in places.items():
         print(f"{mark}: {path}")
     return PASSED
+
+
+def _filled(places: Mapping[str, Path], contents: Mapping[str, str]) -> dict[Path, str]:
+    """Texts of files with contents between their marks; both marks may stand in one file.
+
+    Raises:
+        ValueError: the marks do not
+    """
+    from ..collection import written_between
+
+    texts: dict[Path, str] = {}
+    for mark, path in places.items():
+        one = path.resolve()
+        try:
+            before = texts[one] if one in texts else path.read_text(encoding="utf-8")
+            texts[one] = written_between(before, mark, contents[mark])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return texts
+
+
+def _drawn(reports: Sequence[Report], scratch: Path) -> list[Path]:
+    """Folders with the pages of reports, where nobody looks for them yet."""
+    from ..report import write_report
+
+    folders = []
+    for number, report in enumerate(reports):
+        folders.append(scratch / str(number))
+        try:
+            write_report(report.results, folders[-1])
+        except ValueError as error:
+            raise UsageError(
+                f"{report.path}: it cannot be drawn, so nothing was written: {error}"
+            ) from error
+        except Exception:
+            # a traceback does not tell whose figures they are
+            print(
+                f"tritonbn-bench: {report.path}: it cannot be drawn, so nothing was written",
+                file=sys.stderr,
+            )
+            raise
+    return folders
+
+
+def _put(drawn: Path, folder: Path) -> Path:
+    """Copy a page over what a report's folder has of it; where it is."""
+    # as `write_report` does: what an earlier page showed and this one does not
+    for stale in (folder / "pictures").glob("*.svg"):
+        stale.unlink()
+    for file in drawn.rglob("*"):
+        if file.is_file():
+            place = folder / file.relative_to(drawn)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
+    return folder / "index.html"
 
 
 def _load(path: Path) -> Results:
@@ -126,8 +191,8 @@ def _load(path: Path) -> Results:
         return Results.load(path)
     except FileNotFoundError as error:
         raise UsageError(f"no results.json in {path}; make one with run") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} holds no results of this version: {error}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _compare(first: Results, second: Results, folder: Path) -> None:

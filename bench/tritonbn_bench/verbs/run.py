@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import report
-from .common import INTERRUPTED, UsageError, add_device, add_verb
+from .common import (
+    INTERRUPTED,
+    UsageError,
+    add_device,
+    add_minutes,
+    add_verb,
+    check_folder,
+    check_plans,
+    put_aside,
+)
 
 if TYPE_CHECKING:
     from ..jobs import Run
@@ -23,13 +32,21 @@ JOBS = (
     *("resnet50", "sweep", "networks", "endtoend"),
 )
 ALIASES = {"speed": ("resnet50", "sweep")}
+# all that `providers.PROVIDERS` has, which imports torch
+PROVIDERS = (
+    *("tritonbn", "tritonbn unfused", "torch", "torch channels_last", "torch.compile"),
+    "copy",
+)
 EXAMPLES = """examples:
   tritonbn-bench run                                    everything this machine can do
   tritonbn-bench run --only accuracy --out out/report   one job; a sweep may follow with --resume
   tritonbn-bench run --only speed --minutes 8 --resume  eight minutes of the sweeps, then again
 
-Without a GPU the kernels run in Triton's interpreter: accuracy, training and modelled traffic are
-reported, and no speed is. endtoend then runs when asked for, and shows agreement only.
+Without a GPU the kernels run in Triton's interpreter, and no speed is reported: accuracy, training,
+traffic and bytes by formula (traffic, fusion), memory, plan, static and host are. endtoend then
+runs when asked for, and shows agreement only.
+
+Without --resume the results that lie in DIR are kept as results.json.before.
 """
 
 
@@ -64,15 +81,12 @@ def add(verbs: Any) -> None:
         help="keep what lies in DIR and measure only what is missing or failed",
     )
     run_parser.add_argument("--quick", action="store_true", help="fewer cases, fp32 and bf16 only")
-    run_parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop after about M minutes; go on with --resume"
-    )
+    add_minutes(run_parser, "stop after about M minutes; go on with --resume")
     run_parser.add_argument(
         "--providers",
         metavar="A,B",
         default="",
-        help="of the sweeps: tritonbn, torch, torch channels_last, torch.compile, "
-        "copy (default: all)",
+        help=f"of the sweeps: {', '.join(PROVIDERS)} (default: all)",
     )
     run_parser.add_argument(
         "--cache",
@@ -94,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     jobs = _jobs(options, device)
     providers = _providers(options.providers)
+    check_plans()
+    check_folder(options.out)
     from ..jobs import Run
     from ..results import Results
 
@@ -113,6 +129,8 @@ def run(options: argparse.Namespace) -> int:
         )
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     run = Run(results, options.out, device, options.quick, providers, deadline, cache)
+    if not options.resume:
+        put_aside(options.out)
     interrupted = _perform(jobs, run)
     report.publish(results, options.out)
     return INTERRUPTED if interrupted else exit_code(results.rows)
@@ -153,8 +171,6 @@ def _jobs(options: argparse.Namespace, device: str) -> tuple[str, ...]:
 
 
 def _providers(names: str) -> tuple[str, ...]:
-    from ..providers import PROVIDERS
-
     chosen = tuple(name.strip() for name in names.split(",") if name.strip())
     unknown = [name for name in chosen if name not in PROVIDERS]
     if unknown:

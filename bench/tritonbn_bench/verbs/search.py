@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import ACCURACY, INTERRUPTED, PASSED, UsageError, add_verb
+from .common import (
+    ACCURACY,
+    INTERRUPTED,
+    PASSED,
+    UsageError,
+    add_minutes,
+    add_verb,
+    check_folder,
+    check_plans,
+)
 
 if TYPE_CHECKING:
     from tritonbn_kernels.outlook import Device
@@ -65,9 +74,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="of a case, twice as many to confirm (default: 20)"
     )
-    parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop after about M minutes; go on with --resume"
-    )
+    add_minutes(parser, "stop after about M minutes; go on with --resume")
     parser.add_argument(
         "--out",
         type=Path,
@@ -109,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
         here = machine.local_machine(options.command)
     except LookupError as error:
         raise UsageError(str(error)) from error
+    check_folder(options.out)
     return _search(options, groups, here, rule)
 
 
@@ -118,6 +126,7 @@ def _groups(options: argparse.Namespace) -> Mapping[Regime, tuple[Case, ...]]:
 
     from ..search.regimes import cases_named, grouped
 
+    check_plans()
     modes = [mode.strip() for mode in options.modes.split(",") if mode.strip()]
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UsageError(f"expected modes of {', '.join(MODES)}, got {unknown[0]}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gating.session import ON_A_CPU, Request, Session, declare, request_of, session
-from .common import INCONCLUSIVE, INTERRUPTED, UsageError, add_verb
+from .common import INCONCLUSIVE, INTERRUPTED, UsageError, add_verb, check_folder, nonnegative
 
 if TYPE_CHECKING:
     from ..judge.gate import GateResult
@@ -48,7 +48,7 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument(
         "--planted",
-        type=float,
+        type=nonnegative,
         default=0.05,
         metavar="SHARE",
         help="slowdown of the head in the second kind of run, 0 for none (default: %(default)s)",
@@ -78,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
         for name in ("runs", "restart"):
             if getattr(options, name) < 1:
                 raise ValueError(f"expected --{name} of at least 1, got {getattr(options, name)}")
-        if options.planted < 0:
-            raise ValueError(f"expected --planted to be 0 or more, got {options.planted}")
+        check_folder(options.out)
         return _check(options, request_of(options))
     except (ValueError, OSError, SideError) as error:
         raise UsageError(str(error)) from error
@@ -175,7 +174,7 @@ def _write(
     options.out.mkdir(parents=True, exist_ok=True)
     save_margins(options.out / "margins.json", found.margins, at_work.environment)
     page = "## tritonbn-bench selfcheck\n\n" + "".join(f"- {line}\n" for line in lines)
-    (options.out / "selfcheck.md").write_text(page)
+    (options.out / "selfcheck.md").write_text(page, encoding="utf-8")
     cases = [
         {**asdict(item), "sd": None if math.isnan(item.sd) else item.sd} for item in found.cases
     ]
@@ -188,5 +187,6 @@ def _write(
         "found": found.found,
         "exit_code": code,
     }
-    (options.out / "selfcheck.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    (options.out / "selfcheck.json").write_text(text, encoding="utf-8")
     summarise(page)
