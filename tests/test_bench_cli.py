@@ -41,7 +41,7 @@ def test_every_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]
         pytest.param((), "the following arguments are required: VERB", id="no-verb"),
         pytest.param(("fly",), "invalid choice: 'fly'", id="unknown-verb"),
         pytest.param(("run", "--only", "tea"), "invalid choice: 'tea'", id="unknown-job"),
-        pytest.param(("run", "--minutes", "x"), "invalid float value", id="not-a-number"),
+        pytest.param(("run", "--minutes", "x"), "expected a finite number", id="not-a-number"),
         pytest.param(("run", "--only", "speed"), "needs a GPU: none is visible", id="no-gpu"),
         pytest.param(("run", "--device", "cuda"), "tritonbn-bench: ", id="gpu-and-interpreter"),
         pytest.param(("run", "--providers", "abacus"), "expected providers of", id="provider"),

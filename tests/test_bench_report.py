@@ -169,7 +169,7 @@ def test_sections_stand_in_their_order_and_verdicts_lead() -> None:
 
 
 def test_a_failure_is_listed_with_its_reason_and_nothing_of_it_is_markup() -> None:
-    assert "RuntimeError: no \\| <compiler>" in full_page().with_suffix(".md").read_text()
+    assert "RuntimeError: no \\| &lt;compiler>" in full_page().with_suffix(".md").read_text()
     html = full_page().read_text().split('id="failures"')[1]
     assert "RuntimeError: no | &lt;compiler&gt;" in html
 
@@ -237,6 +237,21 @@ def test_a_red_result_is_in_the_verdict_and_in_the_failures() -> None:
 def test_a_table_aligns_numbers_right_and_escapes_bars() -> None:
     table = markdown_table(("a", "b"), [("x|y", 1.5), (None, 20000.0)])
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y | 1.5 |", "| - | 20000 |"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        pytest.param("no <compiler> & more", "no &lt;compiler> & more", id="tag"),
+        pytest.param("__init__() of a_b", "\\_\\_init\\_\\_() of a_b", id="underscores"),
+        pytest.param("$HOME and $PATH", "\\$HOME and \\$PATH", id="formula"),
+        pytest.param("`a<b|_c_*`, <d>", "`a<b\\|_c_*`, &lt;d>", id="code"),
+        pytest.param("one ` and <a>", "one ` and &lt;a>", id="backtick"),
+        pytest.param("a\nb", "a b", id="lines"),
+    ],
+)
+def test_a_cell_shows_what_it_holds(text: str, cell: str) -> None:
+    assert markdown_table(("a",), [(text,)]).splitlines()[2] == f"| {cell} |"
 
 
 def test_a_draft_needs_rows() -> None:

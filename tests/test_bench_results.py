@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,79 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema": "another/1"}')
     with pytest.raises(ValueError, match=r"schema tritonbn\.results/1"):
         Results.load(tmp_path)
+
+
+def _content(**changes: object) -> dict[str, object]:
+    return {**json.loads(Results(ENVIRONMENT, [TIME]).as_text()), **changes}
+
+
+def _changed(name: str, value: object) -> dict[str, object]:
+    """The content with another value in its one row."""
+    row = [value if column == name else getattr(TIME, column) for column in COLUMNS]
+    return _content(rows=[row])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param([], "expected the schema tritonbn.results/1, got list", id="list"),
+        pytest.param(_content(environment=[]), "expected an environment by names", id="place"),
+        pytest.param(
+            _content(columns=None), "expected names of columns, got None", id="no-columns"
+        ),
+        pytest.param(_content(columns=[["a"]]), "expected names of columns", id="odd-columns"),
+        pytest.param(_content(columns=["job"]), "expected columns job, kind, case", id="few"),
+        pytest.param(_content(columns=[*COLUMNS, "job"]), "once each, got", id="a-column-twice"),
+        pytest.param(_content(columns=[*COLUMNS, "mood"]), "got 'mood'", id="unknown-column"),
+        pytest.param(_content(columns={"job": 1}), "a list for each column", id="column-no-list"),
+        pytest.param(
+            _content(columns={"job": [], "kind": ["a"]}), "of one length, got [0, 1]", id="lengths"
+        ),
+        pytest.param(_content(rows=None), "expected a list of rows, got None", id="no-rows"),
+        pytest.param(_content(rows=[7]), "values in row 1, got 7", id="row-no-list"),
+        pytest.param(_content(rows=[["a"]]), "values in row 1, got ['a']", id="short-row"),
+        pytest.param(_changed("kind", "guessed"), "expected kind to be one of", id="kind"),
+        pytest.param(_changed("case", ["a"]), "expected case to be str, got ['a']", id="type"),
+        pytest.param(_changed("count", 1.5), "count to be int or NoneType, got 1.5", id="count"),
+        pytest.param(_changed("value", "2"), "got '2'", id="text"),
+        pytest.param(_changed("fusion", "tea"), "the file is of a newer version", id="fusion"),
+    ],
+)
+def test_what_is_no_results_file_is_refused_by_name(
+    tmp_path: Path, content: object, words: str
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        Results.load(tmp_path)
+    assert str(caught.value).startswith(f"{path} holds no results of this version: ")
+
+
+@pytest.mark.parametrize("column", ["value", "low", "high", "bound"])
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf], ids=str)
+def test_a_figure_that_is_no_number_is_refused_by_name(
+    tmp_path: Path, column: str, figure: float
+) -> None:
+    Results(ENVIRONMENT, [replace(TIME, **{column: figure})]).save(tmp_path)  # type: ignore[arg-type]
+    words = f"case '{TIME.case}': expected {column} to be a finite number, got {figure}"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Results.load(tmp_path)
+
+
+def test_columns_that_came_later_may_be_missing(tmp_path: Path) -> None:
+    first = ["job", "kind", "case", "provider", "quantity"]
+    content = _content(columns=first, rows=[[getattr(TIME, name) for name in first]])
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert Results.load(tmp_path).rows[0].key == TIME.key
+
+
+def test_results_are_put_aside_in_the_place_of_older_ones(tmp_path: Path) -> None:
+    assert Results.put_aside(tmp_path) is None
+    for rows in ([TIME], []):
+        path = Results(ENVIRONMENT, rows).save(tmp_path)
+        aside = tmp_path / "results.json.before"
+        assert Results.put_aside(tmp_path) == (path, aside)
+        assert not path.exists() and Results.load(aside).rows == rows
 
 
 def test_the_frame_has_the_columns_in_order() -> None:
