@@ -3,9 +3,11 @@
 import gzip
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +17,7 @@ from tritonbn_bench import cli, jobs, model_speed
 from tritonbn_bench.providers import PROVIDERS
 from tritonbn_bench.results import Results, Row
 from tritonbn_bench.search import machine
-from tritonbn_bench.verbs import env, gate, selfcheck
+from tritonbn_bench.verbs import baseline, env, gate, selfcheck
 from tritonbn_bench.verbs.common import UsageError, check_folder
 from tritonbn_bench.verbs.run import PROVIDERS as NAMED
 from tritonbn_kernels import clear_cache
@@ -109,6 +111,16 @@ def test_a_place_is_looked_at_and_left_as_it_was(tmp_path: Path) -> None:
     assert not list((tmp_path / "kept").iterdir())
     with pytest.raises(UsageError, match="folder for --accept that"):
         check_folder(Path("/proc/x"), "--accept")
+
+
+def test_a_place_for_a_baseline_is_looked_at_before_it_is_measured(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what touches them would be measured
+    monkeypatch.setattr(baseline, "session", lambda *_: nullcontext(Mock(environment={})))
+    code, out, errors = told("baseline", "--accept", "/proc/x", "--device", "cpu")
+    assert (code, out) == (2, "")
+    assert errors.startswith("tritonbn-bench: expected a folder for --accept that can be written")
 
 
 def test_what_writes_nothing_asks_for_no_place(told: Told) -> None:

@@ -78,8 +78,8 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
     path = stored_at(tmp_path, accepted(0.2))
     before = path.read_text()
 
-    def broken(self: Path, text: str) -> None:
-        with self.open("w") as file:
+    def broken(self: Path, text: str, encoding: str) -> None:
+        with self.open("w", encoding=encoding) as file:
             file.write(text[: len(text) // 2])
         raise OSError("disk full")
 
