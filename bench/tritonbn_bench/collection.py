@@ -75,10 +75,7 @@ def reports_in(folder: Path) -> list[Report]:
     found = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and Results.path(path).exists():
-            try:
-                found.append(Report(path, Results.load(path)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path} holds no results of this version: {error}") from error
+            found.append(Report(path, Results.load(path)))
     return sorted(found, key=lambda report: report.date, reverse=True)
 
 

@@ -171,7 +171,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_name() -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or None
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -60,10 +60,10 @@ class Record:
             content = json.loads(record.path.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
                 raise ValueError(f"expected schema {SCHEMA}, got {content['schema']}")
+            before = dict(content["environment"])
             outcomes = [_outcome(item) for item in content["outcomes"]]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{record.path} is no record of a search: {error}") from error
-        before = content["environment"]
         different = same_machine(before, environment)
         # neither the package of a wheel nor a slice of a GPU shows in the others
         different += [n for n in ("sm_count", "tritonbn") if before.get(n) != environment.get(n)]
