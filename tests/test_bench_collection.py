@@ -140,7 +140,9 @@ def test_the_verb_redraws_all_in_place_again_and_again(tmp_path: Path, rows: lis
             "expected one <!-- speed --> and one <!-- /speed --> after it",
             id="no-marks",
         ),
-        pytest.param(("--all", "damaged"), "results.json.gz holds no results of this version", id="damaged"),
+        pytest.param(
+            ("--all", "damaged"), "results.json.gz holds no results of this version", id="damaged"
+        ),
         pytest.param((), "expected one report, or two to compare, got 0", id="none"),
     ],
 )
