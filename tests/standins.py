@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tritonbn_bench.counters.choice import SMALLEST
 from tritonbn_bench.results import Row
+from tritonbn_bench.summary import LARGE
 
 __all__ = [
     "CASE",
@@ -95,7 +95,7 @@ def ncu_csv(*kernels: tuple[str, dict[str, str]], units: dict[str, str] | None =
 
 def sweep_rows(case: str, share: float, ratios: dict[str, float], **columns: Any) -> list[Row]:
     """Rows of one case as the sweep writes them; ratios of our time to a rival's."""
-    floor = columns.pop("floor_bytes", SMALLEST)
+    floor = columns.pop("floor_bytes", LARGE)
     row = Row("sweep", "measured", case, "tritonbn", "time", floor_bytes=floor)
     row = replace(row, **columns)
     time = replace(row, unit="ms", value=1.0, low=1.0, high=1.0)

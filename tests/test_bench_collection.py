@@ -1,15 +1,14 @@
 """A folder of reports: index, table of speed for a README, and the verb that redraws them all."""
 
 import gzip
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.full_results import FAKE_GPU, endtoend_rows, sweep_rows
+from tests.processes import bench
 from tritonbn_bench.cases import suite
 from tritonbn_bench.collection import index_of, reports_in, speed_table, written_between
 from tritonbn_bench.environment import Environment
@@ -52,11 +51,7 @@ def _shelf(folder: Path, **reports: Results) -> Path:
 
 
 def _redraw(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "tritonbn_bench", "report", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    return bench("report", *arguments, cwd=folder)
 
 
 def test_the_newest_report_comes_first_and_says_what_it_is(tmp_path: Path, rows: list[Row]) -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from tests.standins import CASE, FIRST, READ, TWO_KERNELS, WRITTEN, ncu_csv, sweep_rows
 from tritonbn_bench.cases import suite
-from tritonbn_bench.counters.choice import FIXED, SMALLEST, case_of, worst
+from tritonbn_bench.counters.choice import FIXED, case_of, worst
 from tritonbn_bench.counters.ncu import Kernel, kernels_of
 from tritonbn_bench.counters.record import Expected, Record, expected_of_case
+from tritonbn_bench.summary import LARGE
 from tritonbn_kernels.outlook import H200
 
 
@@ -108,7 +109,7 @@ def test_no_id_is_an_error(wrong: str) -> None:
 def test_fixed_cases_are_large_and_cover_passes_dtypes_and_layouts() -> None:
     cases = [case_of(one) for one in FIXED]
     assert len({(case.mode, case.dtype, case.layout) for case in cases}) == len(FIXED) == 8
-    assert all(expected_of_case(case, H200).floor_bytes >= SMALLEST for case in cases)
+    assert all(expected_of_case(case, H200).floor_bytes >= LARGE for case in cases)
 
 
 def test_expected_bytes_are_the_planner_s() -> None:
@@ -130,7 +131,7 @@ SWEEP = [
     *sweep_rows("beaten", 0.8, {"torch": 0.4, "torch.compile": 1.5}),
     # beaten by ourselves alone
     *sweep_rows("unfused", 0.7, {"torch": 0.5, "tritonbn unfused": 2.0}),
-    *sweep_rows("small", 0.01, {"torch": 3.0}, floor_bytes=SMALLEST - 1),
+    *sweep_rows("small", 0.01, {"torch": 3.0}, floor_bytes=LARGE - 1),
     *sweep_rows("layer", 0.01, {"torch": 3.0}, job="resnet50"),
     *sweep_rows("modelled", 0.01, {"torch": 3.0}, kind="modelled"),
 ]

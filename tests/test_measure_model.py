@@ -1,6 +1,5 @@
 """`tritonbn-bench model` as a user meets it."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.inputs import DEVICE
+from tests.processes import ENVIRONMENT, bench
 from tritonbn_bench import cli, model_speed
 from tritonbn_bench.cases import Case
 from tritonbn_bench.measure import Meter
@@ -35,15 +35,10 @@ def without():
 
 def _bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "users_net.py").write_text(MODULE)
-    path = os.pathsep.join(str(Path(item).resolve()) for item in sys.path if item)
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    environment = {key: value for key, value in environment.items() if key != "TRITON_INTERPRET"}
     # a machine with a GPU is to behave like one without
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-m", "tritonbn_bench", "model", *arguments]
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    del environment["TRITON_INTERPRET"]
+    return bench("model", *arguments, cwd=folder, environment=environment)
 
 
 def test_without_a_gpu_layers_and_plans_are_shown_and_why_there_is_no_speed(

@@ -15,6 +15,7 @@ from .fusions import NONE
 from .results import SHARE, Results, Row
 from .summary import (
     EAGER,
+    LARGE,
     OURS,
     UNFUSED,
     Speedup,
@@ -25,7 +26,7 @@ from .summary import (
     speedups,
 )
 from .tables import markdown_table
-from .verdict import verdict
+from .verdict import step_sentences, verdict
 
 __all__ = ["Report", "index_of", "reports_in", "speed_table", "written_between"]
 
@@ -36,8 +37,6 @@ NOTHING = """| speed against cuDNN, ATen and torch.compile | GPU | date | comman
 
 No speed has been measured on a GPU yet: what is said of traffic below is modelled, or counted in
 Triton's interpreter."""
-# bytes that must move from which on memory alone decides
-LARGE = 64 * 10**6
 _FIRST, _LAST = ("nchw", "ncdhw"), ("nhwc", "ndhwc")
 
 
@@ -180,7 +179,6 @@ def _mean(chosen: Sequence[Speedup]) -> str | None:
 
 def _caption(report: Report, folder: str) -> str:
     environment = report.results.environment
-    steps = [text for text in verdict(report.results) if text.startswith("End to end")]
     versions = ", ".join(
         f"{name} {environment[name]}" for name in ("torch", "cudnn", "triton") if environment[name]
     )
@@ -190,7 +188,7 @@ def _caption(report: Report, folder: str) -> str:
         "means over n cases of the sweep, in each column those in which that ran, with the 95 % "
         "interval of the measurement; the copy's speed where at least 64 MB must move."
     )
-    return " ".join([text, *steps])
+    return " ".join([text, *step_sentences(report.results.rows)])
 
 
 def written_between(text: str, name: str, content: str) -> str:

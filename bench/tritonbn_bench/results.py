@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .environment import Environment, other_plans, same_machine
+from .files import write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -221,12 +222,8 @@ class Results:
 
     def save(self, folder: Path) -> Path:
         """Write the JSON, whole or not at all, and return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder if folder.is_file() else folder / NAME
-        # an interruption must not leave half a file where a whole one was
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(self.as_text(), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, self.as_text())
         return path
 
     def as_text(self) -> str:

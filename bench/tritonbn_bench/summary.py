@@ -19,6 +19,7 @@ __all__ = [
     "FAKE_TIMER",
     "HOST_DIFFERENCE",
     "IMAGES_PER_SECOND",
+    "LARGE",
     "LARGEST_GAP",
     "NO_SPEED",
     "OURS",
@@ -30,6 +31,7 @@ __all__ = [
     "Speedup",
     "exit_code",
     "failed",
+    "family",
     "geomean",
     "has_speed",
     "is_fake",
@@ -48,6 +50,9 @@ OURS = "tritonbn"
 UNFUSED = "tritonbn unfused"
 COMPILER = "torch.compile"
 IMAGES_PER_SECOND = "images/s"
+# bytes that a call must move for memory alone to decide: below it launches rule, and the L2 cache
+# holds most of it
+LARGE = 64 * 10**6
 # torch's layers, called one by one
 EAGER = ("torch", "torch channels_last")
 WRONG = "WRONG OR FAILED:"
@@ -212,6 +217,11 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 def is_ours(provider: str) -> bool:
     """Whether a provider runs tritonbn: alone, with operators behind it, fused, or compiled."""
     return provider == OURS or provider.startswith(f"{OURS} ")
+
+
+def family(provider: str) -> str:
+    """A provider under the name that it has in every layout."""
+    return "torch" if provider in EAGER else provider
 
 
 def red(rows: Iterable[Row]) -> list[Row]:

@@ -21,6 +21,7 @@ from .summary import (
     WRONG,
     Speedup,
     failed,
+    family,
     has_speed,
     is_fake,
     mean_speedup,
@@ -31,7 +32,7 @@ from .summary import (
     times,
 )
 
-__all__ = ["counted", "verdict"]
+__all__ = ["counted", "step_sentences", "verdict"]
 
 # jobs whose cases are a declared suite, in the words of a sentence
 _SUITES = {
@@ -58,7 +59,7 @@ def verdict(results: Results) -> list[str]:
     if not has_speed(rows):
         sentences.append(_no_speed(results.environment))
     # what who trains asks first
-    sentences += _step_sentences(rows)
+    sentences += step_sentences(rows)
     sentences += _speed_sentences(rows)
     sentences += _unfinished(results)
     sentences += _accuracy_sentences(rows)
@@ -109,7 +110,7 @@ def _of_job(job: str, first: str, ratios: Sequence[Speedup]) -> Iterator[str]:
     for item in chosen:
         # forward and backward are there already, each by itself
         again = item.case.mode == "both_train" and "forward_train" in modes
-        rival = "torch" if item.rival in EAGER else item.rival
+        rival = family(item.rival)
         if not again and (job == first or rival == "torch"):
             kind = [*_KINDS].index(item.case.mode) if item.case.mode in _KINDS else len(_KINDS)
             training = item.case.mode.endswith("train")
@@ -137,7 +138,7 @@ def _in_words(chosen: Sequence[Speedup], rival: str) -> str:
     return f"{text}; faster in {wins}, equal or uncertain in {ties}, slower in {losses}."
 
 
-def _step_sentences(rows: Sequence[Row]) -> list[str]:
+def step_sentences(rows: Sequence[Row]) -> list[str]:
     """What training steps of whole networks come to, beside torch's, where they were timed."""
     ratios = [
         row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from tritonbn_kernels.outlook import Device
 from ..cases import Case
 from ..environment import collect, same_machine
 from ..plan_table import device_of
+from ..providers import PROVIDERS
 from ..results import Results
-from ..summary import OURS
-from .choice import FIXED, SMALLEST, case_of, worst
-from .ncu import SECONDS, NotPossibleError, count
+from ..summary import EAGER, LARGE, OURS
+from .choice import FIXED, case_of, worst
+from .ncu import SECONDS, NotPossibleError, count, find_ncu
 from .record import Record, expected_of_case, load, save
 from .table import as_markdown
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="the N cases of a sweep that are slowest against a copy, and N/2 against their best "
-        f"rival, of those that move {SMALLEST / 1e6:.0f} MB or more",
+        f"rival, of those that move {LARGE / 1e6:.0f} MB or more",
     )
     parser.add_argument(
         "--from", dest="results", type=Path, metavar="RESULTS", help="results.json, or its folder"
@@ -88,8 +88,7 @@ def _look_for_the_tools() -> None:
     """Raise NotPossibleError unless ncu and a GPU are there."""
     import torch
 
-    if shutil.which("ncu") is None:
-        raise NotPossibleError("ncu (Nsight Compute) is missing")
+    find_ncu()
     if not torch.cuda.is_available():
         raise NotPossibleError("no GPU is seen, and counters are those of a GPU")
 
@@ -105,7 +104,7 @@ def _count_all(chosen: argparse.Namespace, cases: Sequence[Case], command: str) 
     left = [
         (case, provider)
         for case in cases
-        for provider in (OURS, "torch channels_last" if "hwc" in case.layout else "torch")
+        for provider in (OURS, next(name for name in EAGER if PROVIDERS[name].takes(case)))
         if (case.id, provider) not in records
     ]
     end = time.monotonic() + (60 * chosen.minutes if chosen.minutes else math.inf)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from ..cases import Case
 from ..results import SHARE, Row
-from ..summary import OURS, speedups
+from ..summary import LARGE, OURS, speedups
 
-__all__ = ["FIXED", "SMALLEST", "case_of", "worst"]
+__all__ = ["FIXED", "case_of", "worst"]
 
-# bytes that a call must move at least: below it launches rule, and the L2 cache holds most of it
-SMALLEST = 64 * 10**6
 # layers of ResNet-50: planes and rows, each pass in each dtype once
 FIXED = (
     "forward_train/fp32/nchw/N64C256S3136",
@@ -53,7 +51,7 @@ def _plane(space: int, axes: int) -> tuple[int, ...]:
 
 
 def worst(rows: Sequence[Row], count: int) -> tuple[str, ...]:
-    """Ids of the cases of the sweep that must move SMALLEST bytes in which tritonbn is slowest.
+    """Ids of the cases of the sweep that must move LARGE bytes in which tritonbn is slowest.
 
     Args:
         rows: of a report
@@ -78,6 +76,6 @@ def worst(rows: Sequence[Row], count: int) -> tuple[str, ...]:
 
 def _counts(row: Row) -> bool:
     """Whether a row is one of ours, of a case that can be chosen."""
-    large = row.floor_bytes is not None and row.floor_bytes >= SMALLEST
+    large = row.floor_bytes is not None and row.floor_bytes >= LARGE
     measured = row.kind == "measured" and row.status == "ok"
     return row.job == "sweep" and row.provider == OURS and large and measured

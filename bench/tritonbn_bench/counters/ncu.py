@@ -14,7 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["BACKEND", "SECONDS", "Counted", "Kernel", "NotPossibleError", "count", "kernels_of"]
+__all__ = [
+    "BACKEND",
+    "SECONDS",
+    "Counted",
+    "Kernel",
+    "NotPossibleError",
+    "count",
+    "find_ncu",
+    "kernels_of",
+]
 
 # the program that is profiled says what really runs in a line that begins so
 BACKEND = "backend: "
@@ -90,9 +99,7 @@ def count(identifier: str, provider: str, seconds: float = SECONDS) -> Counted:
         NotPossibleError: ncu is missing, or refuses this machine
         RuntimeError: the call failed, took too long, or launched no kernel
     """
-    ncu = shutil.which("ncu")
-    if ncu is None:
-        raise NotPossibleError("ncu (Nsight Compute) is missing")
+    ncu = find_ncu()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         printed, code = _run([ncu, *_options(log)], [identifier, provider], seconds)
@@ -106,6 +113,18 @@ def count(identifier: str, provider: str, seconds: float = SECONDS) -> Counted:
         raise RuntimeError(f"ncu's CSV has none of {', '.join(METRICS.values())}")
     backends = [line.removeprefix(BACKEND) for line in said if line.startswith(BACKEND)]
     return Counted(backends[-1] if backends else "", kernels)
+
+
+def find_ncu() -> str:
+    """The path of ncu.
+
+    Raises:
+        NotPossibleError: it is missing
+    """
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        raise NotPossibleError("ncu (Nsight Compute) is missing")
+    return ncu
 
 
 def _options(log: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tritonbn_kernels.traffic import floor_bytes
 
 from ..cases import Case
 from ..environment import Environment
+from ..files import write_whole
 from ..fused_table import chains
 from ..networks import Layer
 from ..plan_table import Request, expected_of, plan_text
@@ -151,10 +151,7 @@ def save(folder: Path, environment: Environment, records: Iterable[Record]) -> N
         "environment": environment,
         "calls": [{**asdict(record), "sums": _sums(record)} for record in records],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NAME)
+    write_whole(folder / NAME, json.dumps(content, indent=1) + "\n")
 
 
 def _sums(record: Record) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment
+from ..files import write_whole
 from .decision import decide
 from .intervals import Interval
 from .rounds import COPY, HEAD, REFERENCE
@@ -229,10 +229,7 @@ def save(baseline: Baseline, path: Path) -> Path:
         for case, stored in sorted(baseline.cases.items())
     )
     text = f'{json.dumps(head, indent=1)[:-2]},\n "cases": {{\n{lines}\n }}\n}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
     return path
 
 

@@ -150,23 +150,26 @@ def _ours(results: Results) -> dict[tuple[str, str], Row]:
         if provider == OURS
     }
     for row in results.rows:
-        if (
-            row.job == "endtoend"
-            and row.quantity == STEP_TIME
-            and row.value
-            and is_ours(row.provider)
-        ):
-            named = replace(row, case=f"{row.case}, {row.provider}")
-            found[row.job, named.case] = named
+        place = _place(row)
+        if place is not None and row.quantity == STEP_TIME and row.value:
+            found[place] = replace(row, case=place[1])
     return found
+
+
+def _place(row: Row) -> tuple[str, str] | None:
+    """Job and case under which a row of tritonbn is compared, a whole step with its way; None of
+    another's row."""
+    if row.job == "endtoend":
+        return (row.job, f"{row.case}, {row.provider}") if is_ours(row.provider) else None
+    return (row.job, row.case) if row.provider == OURS else None
 
 
 def _references(results: Results) -> dict[tuple[str, str], dict[str, Interval]]:
     """For each case what tritonbn was timed against, the copy first: log of its time over that."""
     found: dict[tuple[str, str], dict[str, Interval]] = {}
     for row in sorted(results.rows, key=lambda row: row.quantity != SHARE):
-        step = row.job == "endtoend" and is_ours(row.provider)
-        if not (row.provider == OURS or step) or not (row.value and row.low and row.high):
+        place = _place(row)
+        if place is None or not (row.value and row.low and row.high):
             continue
         value, low, high = (math.log(end) for end in (row.value, row.low, row.high))
         if row.quantity == SHARE:
@@ -175,8 +178,7 @@ def _references(results: Results) -> dict[tuple[str, str], dict[str, Interval]]:
             interval, by = Interval(value, low, high), row.quantity.removeprefix(RATIO)
         else:
             continue
-        case = f"{row.case}, {row.provider}" if step else row.case
-        found.setdefault((row.job, case), {})[by] = interval
+        found.setdefault(place, {})[by] = interval
     return found
 
 

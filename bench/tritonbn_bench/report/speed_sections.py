@@ -12,6 +12,7 @@ from ..summary import (
     OURS,
     UNFUSED,
     Speedup,
+    family,
     of_sweep,
     speedups,
     tally,
@@ -242,12 +243,11 @@ def case_section(draft: Draft) -> Section | None:
     providers = [
         name
         for name in (OURS, UNFUSED, "torch", "torch.compile", "copy")
-        if any(_is(row.provider, name) for row in found.values())
+        if any(family(row.provider) == name for row in found.values())
     ]
     cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in found.values():
-        name = "torch" if row.provider in EAGER else row.provider
-        cases.setdefault((row.job, row.case), {})[name] = row
+        cases.setdefault((row.job, row.case), {})[family(row.provider)] = row
     lines = []
     for (job, case), by_name in cases.items():
         rival = by_name.get("torch")
@@ -284,10 +284,6 @@ def case_section(draft: Draft) -> Section | None:
     )
     table = draft.table(found.values(), "cases", "Every case", head, lines, note)
     return Section("cases", "Every case", (table,))
-
-
-def _is(provider: str, name: str) -> bool:
-    return name == ("torch" if provider in EAGER else provider)
 
 
 def _micro(row: Row | None) -> float | None:

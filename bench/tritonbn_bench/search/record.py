@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from tritonbn_kernels.plan_file import PlanFile, Regime
 
 from ..cases import Case
 from ..environment import Environment, same_machine
+from ..files import write_whole
 from ..judge.verdicts import Verdict
 from .candidates import TABLE
 from .trial import Outcome, Reading
@@ -89,15 +89,12 @@ class Record:
             if item.regime != outcome.regime or not {*item.cases} <= {*outcome.cases}
         ]
         self.outcomes.append(outcome)
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "schema": SCHEMA,
             "environment": self.environment,
             "outcomes": [asdict(item) for item in self.outcomes],
         }
-        partial = self.path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def _outcome(item: Mapping[str, Any]) -> Outcome:
